@@ -1,0 +1,7 @@
+"""Lightning callbacks."""
+
+from lit_ddpm.callbacks.ema import EMA
+from lit_ddpm.callbacks.sample_grid import SampleGrid
+from lit_ddpm.callbacks.sample_writer import SampleWriter
+
+__all__ = ["EMA", "SampleGrid", "SampleWriter"]

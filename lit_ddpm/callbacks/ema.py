@@ -1,0 +1,96 @@
+"""The exponential moving average of the weights."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+
+class EMA(WeightAveraging):
+    """Averages the weights over optimizer steps; everything but the training steps uses the average.
+
+    While training validates, and from the end of training on, the module holds the average. A checkpoint's
+    ``state_dict`` is the average, so every loader gets it, and ``current_model_state`` the weights that training goes
+    on from.
+
+    After ``n`` steps the decay is ``min(decay, (1 + n) / (10 + n))``, so a short run is not an average of its
+    beginning.
+
+    Args:
+        decay: The largest share of the average that a step keeps, in [0, 1).
+
+    Raises:
+        ValueError: If `decay` is out of range, or the strategy shards the weights, which Lightning's averaging does not
+            support.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay = {decay} of EMA must be in [0, 1).")
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+        self.decay = decay
+        self._swapped = False  # whether the module holds the average, and the average model the raw weights
+
+    def decay_at(self, num_steps: int) -> float:
+        """The decay of the update that follows `num_steps` optimizer steps."""
+        return min(self.decay, (1 + num_steps) / (10 + num_steps))
+
+    def _average(self, average: list[Tensor], current: list[Tensor], num_averaged: Any) -> None:
+        # Not num_averaged, a tensor on the device: reading it would wait for the device at every step.
+        torch._foreach_lerp_(average, current, 1 - self.decay_at(self._latest_update_step))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the average model, or when the same module is fitted again, goes back to its raw weights."""
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+            raise ValueError(
+                f"EMA does not work with {type(trainer.strategy).__name__}, which shards the weights: train without "
+                "EMA, or with strategy 'ddp'."
+            )
+        if stage == "fit" and self._swapped:
+            self._swap_models(pl_module)
+        elif stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the average into the module while a fit validates."""
+        if trainer.state.fn == TrainerFn.FITTING and not self._swapped:
+            self._swap_models(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does nothing: the average is in place since `on_validation_start`."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does nothing: the average stays for the callbacks that come after this one."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the raw weights back for training to go on."""
+        if trainer.state.fn == TrainerFn.FITTING and self._swapped:
+            self._swap_models(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the average in the module."""
+        if not self._swapped:
+            self._swap_models(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes both sets of weights and says which is which, whichever of them the module holds now."""
+        if self._average_model is None:
+            return
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            raw, average = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint |= {"state_dict": average, "current_model_state": raw}
+        checkpoint["weights"] = {"state_dict": "average", "current_model_state": "raw", "decay": self.decay}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restores both sets of weights for a fit; anything else already has the average from ``state_dict``."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,0 +1,192 @@
+"""The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test`` and ``predict`` for diffusion models."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from lit_ddpm.callbacks.sample_writer import SampleWriter
+from lit_ddpm.errors import BAD_INPUT, OneLineParser, is_about_input, stop
+from lit_ddpm.module import DDPM
+from lit_ddpm.run_directory import CONFIG, RunLogger, SaveRunConfig, check_run_directory, run_directory
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's Trainer, whose ``predict`` makes samples and needs no data."""
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        num_samples: int = 64,
+        seed: int = 0,
+        output_dir: str | None = None,
+    ) -> Any:
+        """Makes samples and writes them as PNG and as one .npz file.
+
+        Args:
+            model: The model.
+            dataloaders: Instead of samples, what to call ``predict_step`` on.
+            datamodule: Not used: samples need no data.
+            return_predictions: See Lightning's Trainer.
+            ckpt_path: The checkpoint to sample from.
+            weights_only: See Lightning's Trainer.
+            num_samples: The number of samples.
+            seed: The seed of the samples; sample number i of a seed is always the same.
+            output_dir: Where to write them; the directory ``predict`` of the run if not given.
+        """
+        if dataloaders is None and isinstance(model, DDPM):
+            if num_samples < 1:
+                raise ValueError(f"num_samples = {num_samples} must be at least 1.")
+            size = model.sampler.chunk_size
+            chunks = [torch.tensor([seed, i, min(size, num_samples - i)]) for i in range(0, num_samples, size)]
+            dataloaders = DataLoader(chunks, batch_size=1, collate_fn=_only_item)  # type: ignore[arg-type]
+            directory = Path(output_dir) if output_dir is not None else run_directory(self) / "predict"
+            self.callbacks.append(SampleWriter(directory))  # type: ignore[attr-defined]
+        return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
+
+
+def _only_item(batch: Sequence[Any]) -> Any:
+    return batch[0]
+
+
+class DDPMCLI(LightningCLI):
+    """LightningCLI for `DDPM` and its subclasses, with any data module; model and data are named by ``class_path``.
+
+    Args:
+        args: The arguments, or None for those of the process.
+    """
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            DDPM,
+            LightningDataModule,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},  # a resumed run writes its configuration again
+            trainer_class=Trainer,
+            parser_class=OneLineParser,
+            trainer_defaults={"default_root_dir": "runs/ddpm"},
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each with the arguments of the Trainer's method that are no settings."""
+        commands = LightningCLI.subcommands()
+        commands["predict"] = commands["predict"] | {"return_predictions"}
+        return commands
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Gives model and data a default, so that a checkpoint alone is enough to test it."""
+        parser.set_defaults(
+            {"model": {"class_path": "lit_ddpm.DDPM"}, "data": {"class_path": "lit_ddpm.data.DigitsDataModule"}}
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, and checks the checkpoint before anything is made from it."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        if config.get("weights_only") is None:
+            config.weights_only = True
+        if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
+            check_checkpoint(Path(config.ckpt_path))
+        self._asked_for = config.model.clone()
+
+    def before_instantiate_classes(self) -> None:
+        """Checks the run's directory, and says what a checkpoint overrules."""
+        command = self.config.subcommand
+        config = self.config[command]
+        if command == "fit":
+            differ = _differences(self._asked_for.as_dict(), config.model.as_dict())
+            if differ:
+                rank_zero_warn(f"The checkpoint's own settings are used for model {', '.join(differ)}.")
+        if not config.trainer.fast_dev_run:
+            new = command == "fit" and not config.ckpt_path
+            rank_zero_only(check_run_directory)(Path(config.trainer.default_root_dir), new)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """The Trainer, with the run's own logger before those of the configuration."""
+        config = self._get(self.config_init, "trainer")
+        loggers = config.get("logger")
+        if loggers is not False and not config.get("fast_dev_run"):
+            directory = config["default_root_dir"]
+            kwargs["logger"] = [RunLogger(directory), *_configured_loggers(loggers, directory)]
+        return super().instantiate_trainer(**kwargs)
+
+
+def _configured_loggers(loggers: Any, directory: str) -> list[Logger]:
+    if loggers is None or loggers is True:
+        return [TensorBoardLogger(directory, name="tensorboard", version="")] if find_spec("tensorboard") else []
+    return list(loggers) if isinstance(loggers, list | tuple) else [loggers]
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises a ValueError unless `path` is a whole checkpoint of Lightning that loads without running code."""
+    if not path.is_file():
+        raise ValueError(f"ckpt_path = {path}: there is no such file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = type(error).__name__
+        raise ValueError(
+            f"ckpt_path = {path} is truncated, or not a checkpoint that loads safely ({reason})."
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path = {path} holds no state_dict: it is no checkpoint of Lightning.")
+
+
+def _differences(asked: Any, used: Any, name: str = "") -> list[str]:
+    """The names of the settings whose values differ between two nested dicts."""
+    if not (isinstance(asked, dict) and isinstance(used, dict)):
+        return [name] if asked != used else []
+    names = [k for k in asked if k in used]
+    return [d for key in names for d in _differences(asked[key], used[key], f"{name}.{key}" if name else key)]
+
+
+def with_config_of_run(args: Sequence[str]) -> list[str]:
+    """Adds the configuration beside the checkpoint if the arguments name a checkpoint and no configuration."""
+    named = [arg.split("=", 1) for arg in args]
+    flags = [pair[0] for pair in named]
+    if "--ckpt_path" not in flags or "--config" in flags or "-c" in flags:
+        return list(args)
+    at = flags.index("--ckpt_path")
+    path = named[at][1] if len(named[at]) == 2 else "".join(args[at + 1 : at + 2])
+    config = Path(path).parent.parent / CONFIG
+    return [args[0], "--config", str(config), *args[1:]] if config.is_file() else list(args)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command; bad input ends it with one sentence and exit code 2.
+
+    Args:
+        args: The arguments, or None for those of the process.
+    """
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
+    warnings.filterwarnings("ignore", ".*recommended to use `Trainer\\(devices=1.*")  # repetitions are left out
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    try:
+        DDPMCLI(with_config_of_run(sys.argv[1:] if args is None else args))
+    except BAD_INPUT as error:
+        if not is_about_input(error):
+            raise
+        stop(str(error))

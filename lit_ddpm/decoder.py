@@ -1,0 +1,92 @@
+"""Likelihoods ``p(x_0|x_1)``: what the last step of the reverse process says about the data."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_ddpm.configurable import Configurable
+from lit_ddpm.gaussian import Gaussian
+
+
+class Decoder(Configurable, ABC):
+    """A likelihood of the data under a Gaussian for each component.
+
+    Attributes:
+        levels: The number of grey levels of the data, or None for real-valued data.
+    """
+
+    levels: int | None = None
+
+    @abstractmethod
+    def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
+        """``log p(x_0)`` in nats for each component, of the shape of `x_0`."""
+
+    @abstractmethod
+    def check(self, x_0: Tensor) -> None:
+        """Raises a ValueError if `x_0` is no data of this decoder's kind."""
+
+
+class GaussianDecoder(Decoder):
+    """The density of real-valued data. Its logarithm is in nats of a density: it gives no bits per dimension."""
+
+    def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
+        """See `Decoder.log_prob`."""
+        return -0.5 * ((x_0 - p.mean) ** 2 / p.var + torch.log(2 * torch.pi * p.var))
+
+    def check(self, x_0: Tensor) -> None:
+        """Raises a ValueError if `x_0` is not finite."""
+        _check_finite(x_0)
+
+
+class DiscretizedGaussian(Decoder):
+    r"""The Gaussian's mass in each pixel's bin on the grid of `levels` values from -1 to 1 (Ho et al. 2020, eq. 13).
+
+    The bins of the two outermost levels reach to infinity, so the masses of all levels sum to one. The logarithm is
+    taken as :math:`\ln \Phi(b) + \ln(-\mathrm{expm1}(\ln \Phi(a) - \ln \Phi(b)))` on the side of the mean where both
+    tails are small, which keeps values and gradients right at any distance.
+
+    Args:
+        levels: The number of grey levels, at least 2; 256 for 8-bit images.
+    """
+
+    def __init__(self, levels: int = 256) -> None:
+        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+            raise ValueError(f"levels = {levels!r}: a DiscretizedGaussian needs an integer of at least 2.")
+        self.levels: int = levels
+
+    def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
+        """See `Decoder.log_prob`; `x_0` must lie on the grid, which `check` tells."""
+        half_bin = 1 / (self.levels - 1)
+        std = p.var.sqrt()
+        upper = torch.where(x_0 > 1 - half_bin, torch.inf, (x_0 + half_bin - p.mean) / std)
+        lower = torch.where(x_0 < -1 + half_bin, -torch.inf, (x_0 - half_bin - p.mean) / std)
+        # Mirror bins above the mean to below it: there the logarithm of the CDF is exact.
+        mirror = lower + upper > 0
+        upper, lower = torch.where(mirror, -lower, upper), torch.where(mirror, -upper, lower)
+        log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+        log_prob: Tensor = log_upper + torch.log(-torch.expm1(log_lower - log_upper))
+        return log_prob
+
+    def check(self, x_0: Tensor) -> None:
+        """Raises a ValueError if `x_0` is not finite, outside [-1, 1] or off the grid of levels."""
+        _check_finite(x_0)
+        low, high = float(x_0.min()), float(x_0.max())
+        if low < -1 or high > 1:
+            raise ValueError(
+                f"images must lie in [-1, 1] for DiscretizedGaussian({self.levels}); these reach from {low:g} "
+                f"to {high:g}."
+            )
+        position = (x_0.double() + 1) / 2 * (self.levels - 1)
+        distance = (position - position.round()).abs()
+        if float(distance.max()) > 1e-2:
+            value = float(x_0.flatten()[int(distance.argmax())])
+            raise ValueError(
+                f"images must lie on the grid of levels = {self.levels} values in [-1, 1], and {value:.6g} is not one "
+                "of them: set the decoder's levels to the data's, or use GaussianDecoder (nats, no bits per dimension)."
+            )
+
+
+def _check_finite(x_0: Tensor) -> None:
+    if not bool(torch.isfinite(x_0).all()):
+        raise ValueError("images must be finite; these hold NaN or infinity.")

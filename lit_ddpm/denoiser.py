@@ -1,0 +1,153 @@
+"""The model's reverse process: a network, read as an estimate of the clean image, inside the posterior's own form."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_ddpm.gaussian import Gaussian, posterior_coefficients, q_marginal
+from lit_ddpm.parametrization import Parametrization
+from lit_ddpm.schedule import Schedule, check_timesteps, expand_like
+
+Variance = Literal["posterior", "beta"]
+"""The variance of ``p_theta``: the true posterior's sigma_q^2, or beta_t (Ho et al. 2020, section 3.2)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything about one call of the network on noised images; an objective reads what it needs.
+
+    Attributes:
+        x_0: The clean images, ``[B, ...]``.
+        x_t: The noised images, ``[B, ...]``.
+        t: The timesteps, int64 ``[B]`` on the CPU.
+        eps: The noise in `x_t`, ``[B, ...]``.
+        output: The network's output, at least float32.
+        x0_hat: The estimate of `x_0` that `output` stands for, never clipped.
+    """
+
+    x_0: Tensor
+    x_t: Tensor
+    t: Tensor
+    eps: Tensor
+    output: Tensor
+    x0_hat: Tensor
+
+
+class Denoiser(nn.Module):
+    """``p_theta(x_s|x_t)``: the network, the schedule, and what the network's output means.
+
+    Args:
+        network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
+        schedule: The forward process.
+        parametrization: What the network's output stands for.
+        variance: The variance of ``p_theta``: ``"posterior"`` (sigma_q^2) or ``"beta"`` (beta_t).
+        clip: Clip the estimate of x_0 to the data's range [-1, 1]. A property of ``p_theta``: it holds for sampling
+            and for the variational bound alike, and never for the `predict` that training uses.
+
+    Raises:
+        ValueError: If `variance` is unknown, or the parametrization divides by a signal that the schedule has erased.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parametrization: Parametrization,
+        variance: Variance = "posterior",
+        clip: bool = False,
+    ) -> None:
+        super().__init__()
+        check_variance(variance)
+        if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
+            raise ValueError(
+                f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: nothing of "
+                "the image is left in x_T to recover it from; use VParametrization or X0Parametrization."
+            )
+        self.network = network
+        self.schedule = schedule
+        self.parametrization = parametrization
+        self.variance: Variance = variance
+        self.clip = clip
+
+    def forward(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Tensor:
+        """The estimate of x_0 from `x_t` ``[B, ...]`` at `t`, an int or ``[B]``; clipped if the denoiser clips."""
+        t = self._timesteps(x_t, t)
+        x0_hat = self._x0_hat(self._output(x_t, t, cond), x_t, t)
+        return x0_hat.clamp(-1, 1) if self.clip else x0_hat
+
+    def predict(self, x_0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> Prediction:
+        """Noises `x_0` to `t` with `eps` and calls the network once; the gradient flows through the result.
+
+        Args:
+            x_0: The clean images, ``[B, ...]``, any real values.
+            t: One timestep a sample, ``[B]``, in 1..T.
+            eps: Standard normal noise of the shape of `x_0`.
+            **cond: Passed on to the network.
+        """
+        t = self._timesteps(x_0, t).expand(len(x_0))
+        x_t = q_marginal(self.schedule, x_0, t).sample(eps)
+        output = self._output(x_t, t, cond)
+        return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=self._x0_hat(output, x_t, t))
+
+    def p_posterior(self, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None, **cond: Any) -> Gaussian:
+        """``p_theta(x_s|x_t)``: mu_theta and its variance, with one call of the network; see `p_given_x0_hat`."""
+        return self.p_given_x0_hat(x_t, self(x_t, t, **cond), t, s)
+
+    def p_given_x0_hat(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, s: int | Tensor | None = None) -> Gaussian:
+        """``p_theta(x_s|x_t)`` for a given estimate of x_0: the true posterior's mean with `x0_hat` in place of x_0.
+
+        Where s = 0 the true posterior has no variance, and both choices take beta, the variance of the whole step.
+        """
+        c = posterior_coefficients(self.schedule, t, s)
+        mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
+        return Gaussian(mean, expand_like(model_variance(c.var, c.beta, self.variance), x_t))
+
+    def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
+        t = check_timesteps(t, 1, self.schedule.num_steps)
+        if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x)):
+            raise ValueError(f"t must be an int or hold one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
+        return t
+
+    def _output(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
+        t = t.expand(len(x_t)).to(x_t.device, non_blocking=True)
+        output: Tensor = self.network(x_t.to(weight.dtype), t, **cond)
+        if output.shape != x_t.shape:
+            raise ValueError(
+                f"the network returned {list(output.shape)} for images of {list(x_t.shape)}: "
+                f"{type(self.parametrization).__name__} with variance={self.variance!r} needs an output of the images' "
+                "shape; check the network's out_channels."
+            )
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    def _x0_hat(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(x_t.device.type, enabled=False):
+            return self.parametrization.x0_hat(self.schedule, output, x_t, t)
+
+
+def check_variance(variance: str) -> None:
+    """Raises a ValueError unless `variance` is one of `Variance`."""
+    if variance not in get_args(Variance):
+        raise ValueError(f"variance = {variance!r} is unknown; it must be one of {', '.join(get_args(Variance))}.")
+
+
+def model_variance(sigma_q2: Tensor, beta: Tensor, variance: Variance) -> Tensor:
+    """The variance of ``p_theta``; beta where the true posterior has none, as at t = 1."""
+    return beta if variance == "beta" else torch.where(sigma_q2 > 0, sigma_q2, beta)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Runs a block without gradients and with every submodule in evaluation mode, then restores each one's mode."""
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child in training:
+            child.training = True

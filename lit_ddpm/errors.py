@@ -1,0 +1,76 @@
+"""One readable sentence for bad input, from whichever library noticed it."""
+
+import importlib
+import inspect
+import re
+import sys
+from typing import Any, NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+# What this package, Lightning, torch and jsonargparse raise for bad input. A RuntimeError is not among them: it may be
+# a mistake in a program, whose traceback somebody needs.
+BAD_INPUT = (ValueError, TypeError, FloatingPointError, OSError, ImportError, MisconfigurationException)
+LIBRARIES = ("lit_ddpm", "lightning", "torch", "jsonargparse")
+
+
+def stop(message: str) -> NoReturn:
+    """Ends the process with one line on the error stream and exit code 2."""
+    print(f"lit-ddpm: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def is_about_input(error: BaseException) -> bool:
+    """Whether an error was raised by this package or a library of it, rather than by a user's own code."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    return isinstance(error, BAD_INPUT) and (isinstance(error, OSError) or module.split(".")[0] in LIBRARIES)
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one sentence: which setting, and what is wrong with it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Shortens jsonargparse's tree of attempts to its innermost reason."""
+        if not self.exit_on_error:  # a parser inside the parser, whose error is one attempt among several
+            super().error(message, ex)
+        stop(one_sentence(message))
+
+
+def one_sentence(message: str) -> str:
+    """The innermost reason in a nested message of jsonargparse, after the name of the setting it is about.
+
+    An option that a class does not know is answered with those it knows.
+    """
+    setting: list[tuple[int, str]] = []
+    class_path = ""
+    best: tuple[int, str, str, str] = (-1, message, "", "")
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        depth = len(line) - len(line.lstrip())
+        if key := re.fullmatch(r'Parser key "(.+?)":?(.*)', text):
+            setting = [(d, name) for d, name in setting if d < depth] + [(depth, key[1])]
+            text = key[2].strip()
+        elif given := re.match(r"Problem with given class_path '(.+)'", text):
+            class_path = given[1]
+            continue
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+        if text and not text.startswith(noise) and depth > best[0]:
+            best = (depth, text, ".".join(name for _, name in setting), class_path)
+    _, reason, name, owner = best
+    unknown = re.search(r"Option '(\w+)' is not accepted", reason)
+    known = _parameters(owner) if unknown else []
+    allowed = f"; {owner} takes {', '.join(known)}" if known else ""
+    return f"{name + ': ' if name else ''}{reason}{allowed}"
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        found: Any = getattr(importlib.import_module(module), name)
+        return list(inspect.signature(found).parameters)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return []

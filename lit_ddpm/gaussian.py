@@ -1,0 +1,107 @@
+r"""The Gaussians of the lecture: the forward marginal, the true posterior and the KL between two normals.
+
+With :math:`s < t` (``s = t - 1`` unless a sampler strides) and :math:`\alpha_t = \bar\alpha_t / \bar\alpha_s`,
+
+.. math::
+    q(x_s | x_t, x_0) &= N(c_t x_t + c_0 x_0, \sigma_q^2 I) \\
+    c_t &= \frac{(1 - \bar\alpha_s) \sqrt{\alpha_t}}{1 - \bar\alpha_t}, \quad
+    c_0 = \frac{(1 - \alpha_t) \sqrt{\bar\alpha_s}}{1 - \bar\alpha_t}, \quad
+    \sigma_q^2 = \frac{(1 - \alpha_t)(1 - \bar\alpha_s)}{1 - \bar\alpha_t}.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_ddpm.schedule import Schedule, check_timesteps, expand_like
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A normal distribution with independent components.
+
+    Attributes:
+        mean: The means, ``[B, ...]``.
+        var: The variances, of a shape that broadcasts against `mean`.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """``mean + sqrt(var) * noise`` for standard normal `noise` of the mean's shape."""
+        return self.mean + self.var.sqrt() * noise
+
+
+def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:
+    r"""``KL(q || p)`` for each component, in nats.
+
+    :math:`\frac{1}{2} \left( r - 1 - \ln r + \frac{(\mu_p - \mu_q)^2}{\sigma_p^2} \right)` with
+    :math:`r = \sigma_q^2 / \sigma_p^2`, which must be positive.
+    """
+    ratio = q.var / p.var
+    return 0.5 * (ratio - 1 - ratio.log() + (p.mean - q.mean) ** 2 / p.var)
+
+
+def q_marginal(schedule: Schedule, x_0: Tensor, t: int | Tensor) -> Gaussian:
+    """``q(x_t|x_0)`` for t in 0..T, an int or one value a sample; `x_0` is ``[B, ...]``."""
+    log_alpha_bar = schedule.log_alpha_bar(t)
+    return Gaussian(expand_like(torch.exp(log_alpha_bar / 2), x_0) * x_0, expand_like(-torch.expm1(log_alpha_bar), x_0))
+
+
+class PosteriorCoefficients(NamedTuple):
+    """The float64 scalars of ``q(x_s|x_t,x_0)``, one for each timestep asked for.
+
+    Attributes:
+        c_t: The weight of x_t in the mean.
+        c_0: The weight of x_0 in the mean.
+        var: The variance sigma_q^2, which is 0 where s = 0.
+        beta: ``1 - alpha_t``, the variance of the forward step from s to t.
+    """
+
+    c_t: Tensor
+    c_0: Tensor
+    var: Tensor
+    beta: Tensor
+
+
+def posterior_coefficients(schedule: Schedule, t: int | Tensor, s: int | Tensor | None = None) -> PosteriorCoefficients:
+    """The coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None).
+
+    Raises:
+        ValueError: If t or s lies outside its range, or s is not before t.
+    """
+    t = check_timesteps(t, 1, schedule.num_steps)
+    s = t - 1 if s is None else check_timesteps(s, 0, schedule.num_steps - 1, name="s")
+    if not bool((s < t).all()):
+        raise ValueError("s must lie before t: a reverse step goes from t to an earlier s.")
+    log_bar_t, log_bar_s = schedule.log_alpha_bar(t), schedule.log_alpha_bar(s)
+    log_alpha = log_bar_t - log_bar_s
+    beta, noise_t, noise_s = -torch.expm1(log_alpha), -torch.expm1(log_bar_t), -torch.expm1(log_bar_s)
+    return PosteriorCoefficients(
+        c_t=noise_s * torch.exp(log_alpha / 2) / noise_t,
+        c_0=beta * torch.exp(log_bar_s / 2) / noise_t,
+        var=beta * noise_s / noise_t,
+        beta=beta,
+    )
+
+
+def q_posterior(
+    schedule: Schedule, x_t: Tensor, x_0: Tensor, t: int | Tensor, s: int | Tensor | None = None
+) -> Gaussian:
+    """The true posterior ``q(x_s|x_t,x_0)``: the lecture's mu_q and sigma_q^2 (Ho et al. 2020, eqs. 6 and 7).
+
+    Args:
+        schedule: The forward process.
+        x_t: The noisy images, ``[B, ...]``.
+        x_0: The clean images, ``[B, ...]``, or an estimate of them.
+        t: An int or one timestep a sample ``[B]``, in 1..T.
+        s: The earlier timestep, ``t - 1`` if None.
+
+    Returns:
+        A `Gaussian` whose mean has the shape of `x_t`; its variance is 0 where s = 0.
+    """
+    c = posterior_coefficients(schedule, t, s)
+    return Gaussian(expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x_0, expand_like(c.var, x_t))

@@ -1,0 +1,166 @@
+"""The ledger: the bound of a whole data set, term by term, with standard errors and a baseline."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_ddpm.elbo import Bound
+
+TERMS = ("prior", "diffusion", "reconstruction", "total")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger, per dimension, in the ledger's unit.
+
+    Attributes:
+        value: The mean over the images.
+        se_images: Its standard error over the choice of images, which includes the noise of each image's estimate.
+        se_noise: Its standard error over the noise with the images fixed. For the reconstruction, one draw an image
+            cannot
+            tell the two apart, and `se_images` stands as the upper limit.
+    """
+
+    value: float
+    se_images: float
+    se_noise: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a ledger says.
+
+    Attributes:
+        unit: ``"bits/dim"``, or ``"nats/dim"`` for real-valued data, which has no bits.
+        terms: An entry for each of prior, diffusion, reconstruction and total.
+        baseline: What an independent histogram for each pixel of the training images needs for the same images, or
+            None.
+        num_images: The number of images.
+        num_calls: The number of network calls an image.
+        profile: Each KL term for t = 2..T; they sum to the diffusion term.
+    """
+
+    unit: str
+    terms: dict[str, Entry]
+    baseline: Entry | None
+    num_images: int
+    num_calls: int
+    profile: list[float]
+
+    def save(self, path: Path) -> None:
+        """Writes the report as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def table(self) -> str:
+        """The report as a table for a terminal."""
+        rows = [(name, self.terms[name]) for name in TERMS]
+        lines = [f"{'term':<24}{self.unit:>10}{'± images':>11}{'± noise':>11}"]
+        lines += [f"{name:<24}{e.value:>10.4f}{e.se_images:>11.4f}{_se(e.se_noise):>11}" for name, e in rows]
+        lines.insert(-1, "-" * len(lines[0]))
+        if self.baseline is not None:
+            lines.append(
+                f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}{'':>11}"
+            )
+        lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
+        return "\n".join(lines)
+
+
+def _se(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.4f}"
+
+
+class Ledger:
+    """Sums over images, in float64 on the CPU; the sums of several processes add up to those of one.
+
+    Args:
+        num_steps: The T of the schedule.
+        discrete: Whether the decoder gives probabilities, so that bits exist.
+    """
+
+    def __init__(self, num_steps: int, discrete: bool = True) -> None:
+        self.discrete = discrete
+        self._dims = 1
+        self._num_calls = 0
+        zeros = torch.zeros(len(TERMS), dtype=torch.float64)
+        self._sums = {
+            "count": torch.zeros((), dtype=torch.float64),
+            "terms": zeros,
+            "squared_terms": zeros,
+            "noise_var": torch.zeros((), dtype=torch.float64),
+            "profile": torch.zeros(num_steps - 1, dtype=torch.float64),
+            "baseline": torch.zeros(2, dtype=torch.float64),
+        }
+
+    def update(self, bound: Bound, baseline: Tensor | None = None) -> None:
+        """Adds the images of `bound`; `baseline` is the nats ``[B]`` that a simpler model needs for them."""
+        self._dims, self._num_calls = bound.dims, bound.num_calls
+        count = len(bound.prior)
+        terms = torch.stack([getattr(bound, name) for name in TERMS])
+        new = {
+            "count": torch.tensor(count),
+            "terms": terms.sum(1),
+            "squared_terms": (terms**2).sum(1),
+            "noise_var": bound.diffusion_noise_var.sum(),
+            "profile": bound.profile * count,
+        }
+        if baseline is not None:
+            baseline = baseline.double().cpu()
+            new["baseline"] = torch.stack([baseline.sum(), (baseline**2).sum()])
+        self._sums |= {name: self._sums[name] + value for name, value in new.items()}
+
+    def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Replaces each sum by what `reduce` makes of it, such as its sum over processes."""
+        self._sums = {name: reduce(value).cpu() for name, value in self._sums.items()}
+
+    def report(self) -> Report:
+        """The report so far.
+
+        Raises:
+            ValueError: If there were no images.
+        """
+        count = int(self._sums["count"])
+        if count == 0:
+            raise ValueError("the ledger holds no images: the data's validation or test split is empty.")
+        scale = 1 / (self._dims * (math.log(2) if self.discrete else 1))
+
+        def entry(total: Tensor, total_of_squares: Tensor, se_noise: float) -> Entry:
+            mean = float(total) / count
+            spread = max(float(total_of_squares) / count - mean**2, 0.0)
+            se_images = math.sqrt(spread / (count - 1)) * scale if count > 1 else math.nan
+            return Entry(mean * scale, se_images, se_noise)
+
+        sums = self._sums
+        terms = {name: entry(sums["terms"][i], sums["squared_terms"][i], 0.0) for i, name in enumerate(TERMS)}
+        noise = {"diffusion": float(sums["noise_var"].sqrt()) / count * scale}
+        noise["reconstruction"] = terms["reconstruction"].se_images
+        noise["total"] = math.hypot(*noise.values())
+        baseline = entry(sums["baseline"][0], sums["baseline"][1], 0.0)
+        return Report(
+            unit="bits/dim" if self.discrete else "nats/dim",
+            terms={name: replace(value, se_noise=noise.get(name, 0.0)) for name, value in terms.items()},
+            baseline=baseline if baseline.value > 0 else None,
+            num_images=count,
+            num_calls=self._num_calls,
+            profile=(sums["profile"] / count * scale).tolist(),
+        )
+
+
+def histogram_nats(histogram: Tensor, x_0: Tensor) -> Tensor:
+    """What an independent histogram for each pixel, with one count added to each level, needs for images.
+
+    Args:
+        histogram: Counts, ``[levels, C, H, W]``.
+        x_0: Images in [-1, 1] on the grid of those levels, ``[B, C, H, W]``.
+
+    Returns:
+        Nats for each image, ``[B]``.
+    """
+    counts = histogram.to(x_0.device).double() + 1
+    level = ((x_0 + 1) / 2 * (len(counts) - 1)).round().long()
+    return -(counts / counts.sum(0)).log().gather(0, level).flatten(1).sum(1)

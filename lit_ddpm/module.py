@@ -1,0 +1,388 @@
+"""The LightningModule: it composes the parts, trains, and logs. The mathematics is elsewhere."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.parsing import collect_init_args
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lit_ddpm.configurable import as_config
+from lit_ddpm.decoder import Decoder, DiscretizedGaussian
+from lit_ddpm.denoiser import Denoiser, Prediction, Variance
+from lit_ddpm.elbo import variational_bound
+from lit_ddpm.ledger import TERMS, Ledger, Report, histogram_nats
+from lit_ddpm.nn.unet import UNet
+from lit_ddpm.objective import X0MSE, KLWeighting, Objective, PosteriorKL, PredictionMSE, kl_constant
+from lit_ddpm.parametrization import EpsParametrization, Parametrization
+from lit_ddpm.run_directory import run_directory
+from lit_ddpm.sampler import AncestralSampler, Sampler
+from lit_ddpm.schedule import LinearSchedule, Schedule
+from lit_ddpm.seeding import key_to_seed, training_seed
+from lit_ddpm.timestep import TimestepSampler, UniformTimesteps
+
+EVALUATION_SEED = 0
+"""The bound's noise is the same whatever seed trained a model, so that models meet the same questions."""
+
+
+class DDPM(LightningModule):
+    """A denoising diffusion model to train, measure and sample with Lightning.
+
+    Every slot has a default: together, the model of Ho et al. 2020 (eps, the uniform eps-MSE, 1,000 linear steps) with
+    a small `UNet` for one-channel images. A subclass overrides `unpack_batch` for its own batches, passes its own
+    objects for the slots, or uses any Lightning hook.
+
+    Args:
+        network: Any module with ``forward(x_t, t, **cond)``.
+        schedule: The forward process.
+        parametrization: What the network's output stands for.
+        objective: What training minimises. A `PosteriorKL` without a decoder gets the module's.
+        timesteps: Which timesteps a batch visits.
+        decoder: The likelihood at t = 1. If None, a `DiscretizedGaussian` with the data module's ``levels``, or 256.
+        sampler: How images are made.
+        variance: The variance of ``p_theta``: ``"posterior"`` or ``"beta"``.
+        clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; set it to False for data of another range.
+        num_val_timesteps: Network calls an image for the estimate of the bound in validation; all T if None or if T is
+            less. Testing always uses all.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes a learning-rate scheduler, stepped after every optimizer step, from the optimizer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        schedule: Schedule | None = None,
+        parametrization: Parametrization | None = None,
+        objective: Objective | None = None,
+        timesteps: TimestepSampler | None = None,
+        decoder: Decoder | None = None,
+        sampler: Sampler | None = None,
+        variance: Variance = "posterior",
+        clip: bool = True,
+        num_val_timesteps: int | None = 32,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self._save_arguments()
+        self.denoiser = Denoiser(
+            network if network is not None else UNet(),
+            schedule if schedule is not None else LinearSchedule(),
+            parametrization if parametrization is not None else EpsParametrization(),
+            variance,
+            clip,
+        )
+        self.objective = objective if objective is not None else PredictionMSE()
+        self.timesteps = timesteps if timesteps is not None else UniformTimesteps()
+        self.decoder = decoder
+        self.sampler = sampler if sampler is not None else AncestralSampler()
+        self.sampler.timesteps(self.denoiser.schedule)  # more steps than T is an error now, not at the first picture
+        if num_val_timesteps is not None and num_val_timesteps < 2:
+            raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
+        self.num_val_timesteps = num_val_timesteps
+        self.image_shape: tuple[int, ...] | None = None
+        self._make_optimizer = optimizer
+        self._make_lr_scheduler = lr_scheduler
+        self._unchecked: tuple[int, Tensor, Tensor] | None = None
+
+    # --- what users override -------------------------------------------------------------------------------------
+
+    def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Splits a batch into the images ``[B, C, H, W]`` in [-1, 1] and keyword arguments of the network.
+
+        By default a batch is a tensor, or a tuple or list that starts with one; the rest is left out.
+        """
+        return (batch[0] if isinstance(batch, tuple | list) else batch), {}
+
+    # --- what users call -----------------------------------------------------------------------------------------
+
+    def sample(
+        self, num_images: int, seed: int = 0, first_index: int = 0, sampler: Sampler | None = None, **cond: Any
+    ) -> Tensor:
+        """Images number `first_index` and on of `seed`, ``[num_images, C, H, W]`` in about [-1, 1].
+
+        `sampler` stands in for the module's own, and `cond` goes to the network.
+
+        The weights are those the module holds: the averaged ones if it was loaded from a checkpoint written with `EMA`.
+
+        Raises:
+            ValueError: If the module has seen no data and so does not know the shape of an image.
+        """
+        if self.image_shape is None:
+            raise ValueError(
+                "image_shape is unknown before the module has seen data: set module.image_shape = (C, H, W)."
+            )
+        sampler = sampler if sampler is not None else self.sampler
+        return sampler(self.denoiser, (num_images, *self.image_shape), seed, first_index, **cond)
+
+    @property
+    def levels(self) -> int:
+        """The grey levels of the data, for pictures; 256 for real-valued data."""
+        return (self.decoder.levels if self.decoder is not None else None) or 256
+
+    # --- setup ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Checks decoder and network against the data module, where it states ``levels`` and ``image_shape``.
+
+        Raises:
+            ValueError: If they do not fit together.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        levels, shape = getattr(data, "levels", None), getattr(data, "image_shape", None)
+        if self.decoder is None:
+            self.decoder = DiscretizedGaussian(levels or 256)
+        if getattr(self.objective, "decoder", self.decoder) is None:
+            self.objective = copy.copy(self.objective)
+            self.objective.decoder = self.decoder  # type: ignore[attr-defined]
+        if stage != "predict" and levels and self.decoder.levels not in (None, levels):
+            raise ValueError(
+                f"the decoder has levels = {self.decoder.levels} but the images of {type(data).__name__} have "
+                f"levels = {levels}; set the decoder's levels to {levels}."
+            )
+        if stage != "predict" and shape:
+            network, channels = self.denoiser.network, shape[0]
+            for name in ("in_channels", "out_channels"):
+                if getattr(network, name, channels) != channels:
+                    raise ValueError(
+                        f"{name} = {getattr(network, name)} of {type(network).__name__} does not fit images of "
+                        f"image_shape = {list(shape)} from {type(data).__name__}: "
+                        f"{type(self.denoiser.parametrization).__name__} with variance={self.denoiser.variance!r} "
+                        f"needs {channels}."
+                    )
+            self.image_shape = tuple(shape)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over all trainable parameters, and its scheduler if there is one."""
+        optimizer = self._make_optimizer(p for p in self.parameters() if p.requires_grad)
+        if self._make_lr_scheduler is None:
+            return optimizer
+        scheduler = self._make_lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One network call; the loss is the objective, averaged over the batch, and both forms of the KL are logged.
+
+        All randomness of the step (t, eps, dropout) is a function of (seed, epoch, batch index, rank).
+        """
+        self._check_finite()
+        x_0, cond = self.unpack_batch(batch)
+        if self.image_shape is None:
+            self.image_shape = tuple(x_0.shape[1:])
+        torch.manual_seed(key_to_seed("train", training_seed(), self.current_epoch, batch_idx, self.global_rank))
+        t, weight = self.timesteps.sample(len(x_0), self.denoiser.schedule.num_steps, None)
+        pred = self.denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
+        losses = self.objective(self.denoiser, pred)
+        loss = (weight.to(losses) * losses).mean()
+        self._unchecked = (self.global_step, t, losses.detach())
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(x_0))
+        self.log_dict(self._both_forms(pred, weight), batch_size=len(x_0))
+        return loss.float()
+
+    @torch.no_grad()
+    def _both_forms(self, pred: Prediction, weight: Tensor) -> dict[str, Tensor]:
+        """The two forms of the KL over the samples with t >= 2, from means and variances and from the x0-MSE.
+
+        ``form_gap`` is their largest relative difference: rounding, unless something is wrong.
+        """
+        rows = (pred.t >= 2).nonzero().flatten()
+        if len(rows) < len(pred.t):
+            on_device = rows.to(pred.x_0.device)
+            names = ("x_0", "x_t", "eps", "output", "x0_hat")
+            selected = {name: getattr(pred, name)[on_device] for name in names}
+            pred, weight = replace(pred, t=pred.t[rows], **selected), weight[rows]
+        if len(rows) == 0:
+            return {}
+        denoiser = self.denoiser
+        kl = PosteriorKL()(denoiser, pred)
+        x0_mse = X0MSE()(denoiser, pred)
+        w_t = KLWeighting()(denoiser, pred.t).to(kl)
+        constant = kl_constant(denoiser.schedule, pred.t, denoiser.variance).to(kl)
+        kl_from_x0_mse = w_t * x0_mse + constant
+        weight = weight.to(kl)
+        return {
+            "train/kl": (weight * kl).mean(),
+            "train/kl_from_x0_mse": (weight * kl_from_x0_mse).mean(),
+            "train/form_gap": ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max(),
+            "train/x0_mse": (weight * x0_mse).mean(),
+        }
+
+    def _check_finite(self) -> None:
+        """Stops at a loss that is not finite.
+
+        It is called one step late, so that the device need not be waited for, and before anything is saved.
+        """
+        if self._unchecked is None:
+            return
+        step, t, losses = self._unchecked
+        bad = ~torch.isfinite(losses).cpu()
+        if bool(bad.any()):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"the loss is not finite at step {step}, for t = {sorted(set(t[bad].tolist()))[:8]}, at learning rate "
+                f"{rate:g}: training stopped, and checkpoints written before are kept."
+            )
+        self._unchecked = None
+
+    def on_fit_start(self) -> None:
+        """Forgets the loss of a fit that failed."""
+        self._unchecked = None
+
+    def on_validation_start(self) -> None:
+        """Stops before a validation of broken weights."""
+        self._check_finite()
+
+    def on_train_end(self) -> None:
+        """Checks the last step too."""
+        self._check_finite()
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Opens a new ledger."""
+        self._open_ledger()
+
+    def on_test_epoch_start(self) -> None:
+        """Opens a new ledger, and says how much work is ahead."""
+        self._open_ledger()
+        images = self._num_images("test")
+        if images is not None:
+            calls = self.denoiser.schedule.num_steps
+            rank_zero_info(f"The full bound takes {calls:,} network calls for each of {images:,} images.")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the ledger, by the estimate from `num_val_timesteps` calls an image."""
+        num_steps = self.denoiser.schedule.num_steps
+        self._evaluate(batch, "val", min(self.num_val_timesteps or num_steps, num_steps))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the ledger, by the full bound, with the histogram baseline where the data has one."""
+        self._evaluate(batch, "test", None)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the bound."""
+        self._close_ledger("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the bound, prints the ledger and writes it to ``ledger.json`` in the run's directory."""
+        report = self._close_ledger("test")
+        path = run_directory(self.trainer) / "ledger.json"
+        if self.trainer.is_global_zero:
+            report.save(path)
+            print(f"\n{report.table()}\nwritten to {path}")
+
+    def _open_ledger(self) -> None:
+        assert self.decoder is not None
+        self._ledger = Ledger(self.denoiser.schedule.num_steps, discrete=self.decoder.levels is not None)
+        self._num_seen = 0
+        histogram = getattr(getattr(self.trainer, "datamodule", None), "train_histogram", None)
+        self._histogram = histogram() if histogram is not None and self.trainer.testing else None
+
+    def _num_images(self, split: Literal["val", "test"]) -> int | None:
+        """The size of a split's data set, if it is one sized data set."""
+        loader = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
+        return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else None
+
+    def _evaluate(self, batch: Any, split: Literal["val", "test"], num_timesteps: int | None) -> None:
+        x_0, cond = self.unpack_batch(batch)
+        # Distributed samplers deal images to ranks in turn and repeat the first ones to make the shares equal. An
+        # image's number follows from its place in that order, and a number past the end is a repetition.
+        index = self.global_rank + self.trainer.world_size * (self._num_seen + torch.arange(len(x_0)))
+        self._num_seen += len(x_0)
+        num_images = self._num_images(split)
+        if num_images is not None and bool((index >= num_images).any()):
+            keep = (index < num_images).to(x_0.device)
+            cond = {k: v[keep] if isinstance(v, Tensor) and len(v) == len(keep) else v for k, v in cond.items()}
+            x_0, index = x_0[keep], index[index < num_images]
+        if len(x_0) == 0:
+            return
+        assert self.decoder is not None
+        bound = variational_bound(
+            self.denoiser, x_0, self.decoder, num_timesteps, seed=EVALUATION_SEED, index=index, **cond
+        )
+        self._ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
+
+    def _close_ledger(self, split: Literal["val", "test"]) -> Report:
+        strategy = self.trainer.strategy
+        self._ledger.reduce(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        report = self._ledger.report()
+        key = f"{split}/bpd" if report.unit == "bits/dim" else f"{split}/nats_per_dim"
+        values: dict[str, float] = {}
+        for term in TERMS:
+            entry, name = report.terms[term], key if term == "total" else f"{key}_{term}"
+            values |= {name: entry.value, f"{name}_se_images": entry.se_images, f"{name}_se_noise": entry.se_noise}
+        if report.baseline is not None:
+            values[f"{key}_histogram"] = report.baseline.value
+        self.log_dict(values)
+        return report
+
+    # --- prediction ----------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:
+        """Images for ``(seed, first index, number)``, see `lit_ddpm.cli.Trainer.predict`."""
+        seed, first_index, count = (int(number) for number in batch)
+        return self.sample(count, seed, first_index)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save_arguments(self) -> None:
+        """Writes the constructor's arguments into ``hparams`` as plain data, so that checkpoints load safely.
+
+        Under LightningCLI they are its parsed configuration. In plain Python they are what the outermost constructor
+        was called with, each object as its ``class_path`` and ``init_args``; objects that cannot be written so are
+        named in the checkpoint, and have to be given to ``load_from_checkpoint`` again.
+        """
+        frame = inspect.currentframe()
+        frame = frame.f_back if frame is not None else None
+        self._unsaved_arguments: list[str] = []
+        try:
+            self.save_hyperparameters("_instantiator", frame=frame)  # only LightningCLI has given this one
+        except KeyError:
+            assert frame is not None
+            hparams: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+            for name, value in collect_init_args(frame, [], classes=(LightningModule,))[-1].items():
+                try:
+                    hparams[name] = as_config(value)
+                except TypeError:
+                    self._unsaved_arguments.append(name)
+            self.save_hyperparameters(hparams, frame=frame)
+        else:
+            self.save_hyperparameters(frame=frame)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the shape of an image, and refuses to save after a loss that was not finite."""
+        self._check_finite()
+        checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
+        checkpoint["unsaved_arguments"] = self._unsaved_arguments
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the shape of an image, and checks that the weights fit the network.
+
+        Raises:
+            ValueError: If they do not, naming the first weight that differs.
+        """
+        shape = checkpoint.get("image_shape")
+        self.image_shape = self.image_shape if shape is None else tuple(shape)
+        ours = {name: list(value.shape) for name, value in self.state_dict().items()}
+        theirs = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
+        different = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+        if different:
+            name = different[0]
+            unsaved = [a for a in checkpoint.get("unsaved_arguments", []) if a not in ("optimizer", "lr_scheduler")]
+            hint = f" (saved without its {', '.join(unsaved)}: pass them to load_from_checkpoint)" if unsaved else ""
+            raise ValueError(
+                f"the checkpoint does not fit the network{hint}: {len(different)} weights differ, the first is {name}, "
+                f"{theirs.get(name, 'absent')} in the checkpoint and {ours.get(name, 'absent')} in the network."
+            )

@@ -1,0 +1,5 @@
+"""Networks."""
+
+from lit_ddpm.nn.unet import UNet
+
+__all__ = ["UNet"]

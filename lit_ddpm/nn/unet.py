@@ -1,0 +1,237 @@
+"""The U-Net of Ho et al. 2020 (appendix B): an image and a number to an image; it knows nothing of diffusion."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lit_ddpm.configurable import Configurable
+
+
+class UNet(Configurable, nn.Module):
+    """Residual blocks with group norm at several resolutions, self-attention at some of them, and skip connections.
+
+    Any image size works: each level has half the size of the one above, rounded up.
+
+    Args:
+        in_channels: Channels of the input image.
+        out_channels: Channels of the output; as many as `in_channels` if None.
+        width: Channels at full resolution.
+        multipliers: The width of each level as a multiple of `width`; their number is the number of levels.
+        num_blocks: Residual blocks at each level on the way down; the way up has one more.
+        attention_levels: The levels with self-attention after each block, 0 being full resolution.
+        head_channels: Channels of an attention head.
+        dropout: The share of activations dropped inside each residual block.
+        num_classes: The number of labels, or None for a network without labels.
+        fourier_features: Powers n for which ``sin(2^n pi x)`` and ``cos(2^n pi x)`` of the input are added to it
+            (Kingma et al. 2021, appendix C): they let the network see the grid of the grey levels.
+        activation_checkpointing: Recompute each block in the backward pass to save memory.
+
+    Raises:
+        ValueError: If a number above is out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int | None = None,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        num_blocks: int = 2,
+        attention_levels: Sequence[int] = (1,),
+        head_channels: int = 64,
+        dropout: float = 0.1,
+        num_classes: int | None = None,
+        fourier_features: Sequence[int] = (),
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in {"in_channels": in_channels, "width": width, "num_blocks": num_blocks}.items():
+            if value < 1:
+                raise ValueError(f"{name} = {value} of UNet must be at least 1.")
+        if not multipliers or min(multipliers) < 1:
+            raise ValueError(f"multipliers = {list(multipliers)} of UNet must be one or more numbers of at least 1.")
+        if not set(attention_levels) <= set(range(len(multipliers))):
+            raise ValueError(
+                f"attention_levels = {list(attention_levels)} of UNet must be among 0..{len(multipliers) - 1}, "
+                "one for each multiplier."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout = {dropout} of UNet must be in [0, 1).")
+        self.in_channels = in_channels
+        self.width = width
+        self.out_channels = out_channels if out_channels is not None else in_channels
+        self.num_classes = num_classes
+        self.activation_checkpointing = activation_checkpointing
+        self.fourier_features = tuple(fourier_features)
+
+        widths = [width * multiplier for multiplier in multipliers]
+        emb_width = 4 * width
+        self.time_embedding = nn.Sequential(nn.Linear(width, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width))
+        # The last entry stands for "no label".
+        self.label_embedding = nn.Embedding(num_classes + 1, emb_width) if num_classes is not None else None
+
+        def block(level: int, channels: int) -> UNetBlock:
+            heads = max(1, widths[level] // head_channels) if level in attention_levels else 0
+            return UNetBlock(channels, widths[level], emb_width, dropout, heads)
+
+        self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier_features)), width, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels, skips = width, [width]
+        for level in range(len(widths)):
+            if level > 0:
+                self.down.append(Downsample(channels))
+                skips.append(channels)
+            for _ in range(num_blocks):
+                self.down.append(block(level, channels))
+                channels = widths[level]
+                skips.append(channels)
+        heads = max(1, channels // head_channels)
+        self.middle = nn.ModuleList(
+            [
+                UNetBlock(channels, channels, emb_width, dropout, heads),
+                UNetBlock(channels, channels, emb_width, dropout),
+            ]
+        )
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for _ in range(num_blocks + 1):
+                self.up.append(block(level, channels + skips.pop()))
+                channels = widths[level]
+            if level > 0:
+                self.up.append(Upsample(channels))
+        self.norm_out = group_norm(channels)
+        self.conv_out = zero_init(nn.Conv2d(channels, self.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Maps images to images.
+
+        Args:
+            x: Images, ``[B, in_channels, H, W]``.
+            t: One number an image, ``[B]``.
+            label: Labels in ``0..num_classes - 1``, int64 ``[B]``, or None for an image without a label.
+
+        Returns:
+            ``[B, out_channels, H, W]``.
+        """
+        emb = self.time_embedding(sinusoidal_embedding(t, self.width).to(x.dtype))
+        if self.label_embedding is not None:
+            if label is None:
+                label = torch.full_like(t, self.label_embedding.num_embeddings - 1)
+            emb = emb + self.label_embedding(label)
+        elif label is not None:
+            raise ValueError("this UNet takes no labels: its num_classes is None.")
+        emb = F.silu(emb)
+
+        waves = [f(2**n * math.pi * x) for n in self.fourier_features for f in (torch.sin, torch.cos)]
+        h = self.conv_in(torch.cat([x, *waves], dim=1))
+        skips = [h]
+        for layer in self.down:
+            h = self._run(layer, h, emb)
+            skips.append(h)
+        for layer in self.middle:
+            h = self._run(layer, h, emb)
+        for layer in self.up:
+            if isinstance(layer, Upsample):
+                h = layer(h, size=skips[-1].shape[-2:])
+            else:
+                h = self._run(layer, torch.cat([h, skips.pop()], dim=1), emb)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+    def _run(self, layer: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        if isinstance(layer, Downsample):
+            out: Tensor = layer(h)
+        elif self.activation_checkpointing and self.training:
+            out = checkpoint(layer, h, emb, use_reentrant=False)
+        else:
+            out = layer(h, emb)
+        return out
+
+
+class UNetBlock(nn.Module):
+    """Two convolutions around the addition of an embedding, a shortcut, and self-attention if `num_heads` is not 0."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_width: int, dropout: float, num_heads: int = 0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.project_emb = nn.Linear(emb_width, out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = SelfAttention(out_channels, num_heads) if num_heads else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Maps ``[B, in_channels, H, W]`` and an embedding ``[B, emb_width]`` to ``[B, out_channels, H, W]``."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.project_emb(emb)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        out: Tensor = self.attention(self.shortcut(x) + h)
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over the pixels of an image."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"{channels} channels cannot be shared among {num_heads} attention heads of UNet evenly.")
+        self.num_heads = num_heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[B, C, H, W]`` to the same shape."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
+        q, k, v = qkv.transpose(3, 4).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
+        out: Tensor = x + self.project(h)
+        return out
+
+
+class Downsample(nn.Conv2d):
+    """Halves the size with a strided convolution; odd sizes are rounded up."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Module):
+    """Enlarges to a given size by nearest neighbours, followed by a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Maps ``[B, C, h, w]`` to ``[B, C, *size]``."""
+        out: Tensor = self.conv(F.interpolate(x, size=list(size), mode="nearest"))
+        return out
+
+
+def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sines and cosines of numbers ``[B]`` at geometric frequencies, float32 ``[B, width]`` (Vaswani et al. 2017)."""
+    half = width // 2
+    power = torch.arange(half, device=t.device, dtype=torch.float32) / half
+    angle = t[:, None].float() * torch.exp(-math.log(max_period) * power)
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width - 2 * half))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with up to 32 groups that divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def zero_init(module: nn.Conv2d) -> nn.Conv2d:
+    """Sets every parameter of `module` to zero, so that the branch it ends starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,170 @@
+r"""What training minimises: one value a sample, in nats (or squared error) per dimension, one term at one t.
+
+The lecture's equivalence for t >= 2, with the variance of p_theta equal to :math:`\sigma_q^2`:
+
+.. math::
+    KL(q(x_{t-1}|x_t,x_0) \,\|\, p_\theta(x_{t-1}|x_t)) = \frac{|\mu_\theta - \mu_q|^2}{2 \sigma_q^2}
+        = w_t |\hat x_0 - x_0|^2, \qquad
+    w_t = \frac{c_0^2}{2 \sigma_q^2} = \tfrac{1}{2} (SNR(t-1) - SNR(t)).
+
+`PosteriorKL` computes the left side from means and variances, `X0MSE` the right side; neither calls the other.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_ddpm.configurable import Configurable
+from lit_ddpm.decoder import Decoder
+from lit_ddpm.denoiser import Denoiser, Prediction, Variance, check_variance, model_variance
+from lit_ddpm.gaussian import gaussian_kl, posterior_coefficients, q_posterior
+from lit_ddpm.schedule import Schedule
+
+
+def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
+    """The weight that turns x0-MSE into the KL term: ``c_0^2 / (2 var)``, float64 of the shape of `t`.
+
+    With variance ``"posterior"`` and t >= 2 it equals ``(SNR(t-1) - SNR(t)) / 2``. At t = 1, where there is no KL,
+    it is ``1 / (2 beta_1)``, the weight of a Gaussian decoder. With variance ``"beta"`` the KL is this weight times the
+    x0-MSE plus `kl_constant`.
+
+    Raises:
+        ValueError: If t lies outside 1..T or `variance` is unknown.
+    """
+    check_variance(variance)
+    c = posterior_coefficients(schedule, t)
+    return c.c_0**2 / (2 * model_variance(c.var, c.beta, variance))
+
+
+def kl_constant(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
+    """The part of the KL per dimension that no network can remove, for t >= 2: ``(r - 1 - ln r) / 2``.
+
+    r is ``sigma_q^2 / var``, so the constant is 0 for ``"posterior"``. At t = 1 it is 0 by convention.
+    """
+    check_variance(variance)
+    c = posterior_coefficients(schedule, t)
+    ratio = torch.where(c.var > 0, c.var / model_variance(c.var, c.beta, variance), 1)
+    return 0.5 * (ratio - 1 - ratio.log())
+
+
+class Weighting(Configurable, ABC):
+    """A weight on the x0-MSE, whatever the network's output stands for."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """The weight for each timestep of `t` (1..T): float64 of its shape, on the CPU."""
+
+
+class UniformWeighting(Weighting):
+    """1 for every t: the lecture's simplified loss."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """See `Weighting.__call__`."""
+        return torch.ones_like(denoiser.schedule.snr(t))
+
+
+class KLWeighting(Weighting):
+    """The weight that makes the x0-MSE the KL term of the bound: see `kl_weight`."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """See `Weighting.__call__`."""
+        return kl_weight(denoiser.schedule, t, denoiser.variance)
+
+
+class SNRWeighting(Weighting):
+    """SNR(t): the uniform eps-MSE of Ho et al. 2020 (L_simple), written on the x0-MSE."""
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """See `Weighting.__call__`."""
+        return denoiser.schedule.snr(t)
+
+
+class MinSNRWeighting(Weighting):
+    """``min(SNR(t), gamma)`` (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
+
+    Args:
+        gamma: Where the weight stops growing; must be positive.
+    """
+
+    def __init__(self, gamma: float = 5.0) -> None:
+        if not gamma > 0:
+            raise ValueError(f"gamma = {gamma}: MinSNRWeighting needs a positive number.")
+        self.gamma = gamma
+
+    def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """See `Weighting.__call__`."""
+        return denoiser.schedule.snr(t).clamp(max=self.gamma)
+
+
+class Objective(Configurable, ABC):
+    """A loss for each sample of a prediction."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
+        """The loss of each sample, ``[B]``, averaged over its dimensions and not over the batch."""
+
+
+class PosteriorKL(Objective):
+    """The full form: the KL between the two Gaussians at t >= 2, and the decoder's likelihood at t = 1.
+
+    The means are taken in float64. Their difference is tiny beside their size, and this is what makes the full form
+    exact without ever using that their x_t parts cancel.
+
+    Args:
+        decoder: The likelihood at t = 1, where the true posterior has no variance and there is no KL. A `DDPM` fills in
+            its own decoder.
+    """
+
+    def __init__(self, decoder: Decoder | None = None) -> None:
+        self.decoder = decoder
+
+    def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
+        """See `Objective.__call__`; nats per dimension.
+
+        Raises:
+            ValueError: If a sample has t = 1 and there is no decoder.
+        """
+        x_0, x_t, x0_hat = (to_float64(x) for x in (pred.x_0, pred.x_t, pred.x0_hat))
+        first = pred.t == 1
+        q = q_posterior(denoiser.schedule, x_t, x_0, pred.t.clamp(min=2))
+        p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2))
+        loss = gaussian_kl(q, p).flatten(1).mean(1)
+        if bool(first.any()):
+            if self.decoder is None:
+                raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
+            rows = first.nonzero().flatten().to(x_0.device)
+            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1)
+            nll = -self.decoder.log_prob(x_0[rows], p)
+            loss = loss.index_copy(0, rows, nll.flatten(1).mean(1))
+        return loss
+
+
+class X0MSE(Objective):
+    """The simplified form: a weight on the mean squared error of the estimate of x_0.
+
+    Args:
+        weighting: The weight for each t; uniform if None.
+    """
+
+    def __init__(self, weighting: Weighting | None = None) -> None:
+        self.weighting = weighting if weighting is not None else UniformWeighting()
+
+    def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
+        """See `Objective.__call__`; squared error per dimension, times the weight."""
+        error = (to_float64(pred.x0_hat) - to_float64(pred.x_0)) ** 2
+        return self.weighting(denoiser, pred.t).to(error) * error.flatten(1).mean(1)
+
+
+class PredictionMSE(Objective):
+    """The mean squared error of the network's own output; with `EpsParametrization`, the L_simple of Ho et al. 2020."""
+
+    def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
+        """See `Objective.__call__`; squared error of the output per dimension."""
+        target = denoiser.parametrization.target(denoiser.schedule, pred.x_0, pred.eps, pred.t)
+        return ((pred.output - target) ** 2).flatten(1).mean(1)
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """`x` in float64, or in float32 on a device that has no float64."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

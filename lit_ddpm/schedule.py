@@ -1,0 +1,287 @@
+r"""Noise schedules: tables of the forward process, in float64.
+
+The forward process adds Gaussian noise in :math:`T` steps,
+
+.. math:: q(x_t | x_{t-1}) = N(\sqrt{1 - \beta_t} \, x_{t-1}, \beta_t I), \qquad t = 1..T,
+
+so that :math:`q(x_t | x_0) = N(\sqrt{\bar\alpha_t} \, x_0, (1 - \bar\alpha_t) I)` with
+:math:`\bar\alpha_t = \prod_{i \le t} (1 - \beta_i)` and :math:`\bar\alpha_0 = 1`. A schedule is a plain
+object on the CPU, never a buffer: its tables do not depend on the device or the precision of a network.
+"""
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_ddpm.configurable import Configurable
+
+SNR_WARNING = 0.01
+"""A final signal-to-noise ratio above this leaves a trace of the image in x_T, which sampling starts without."""
+
+
+def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Tensor:
+    """Returns `t` as an int64 tensor on the CPU after checking its type and range.
+
+    Args:
+        t: A timestep, or a tensor of timesteps of any integer dtype.
+        low: The smallest timestep allowed.
+        high: The largest timestep allowed.
+        name: What to call it in an error.
+
+    Raises:
+        TypeError: If `t` is not an integer or a tensor of integers.
+        ValueError: If any timestep lies outside `low`..`high`.
+    """
+    if isinstance(t, Tensor):
+        if t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, such as a LongTensor; its dtype is {t.dtype}.")
+        steps = t.detach().to("cpu", torch.int64)
+    elif isinstance(t, int) and not isinstance(t, bool):
+        steps = torch.tensor(t)
+    else:
+        raise TypeError(f"{name} must be an int or a LongTensor, not {type(t).__name__}.")
+    if steps.numel() and not (low <= int(steps.min()) and int(steps.max()) <= high):
+        outside = int(steps.min()) if int(steps.min()) < low else int(steps.max())
+        raise ValueError(f"{name} = {outside} lies outside the schedule: {name} must be in {low}..{high}.")
+    return steps
+
+
+def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Moves a coefficient, a scalar or one value a sample ``[B]``, to where it multiplies `x` ``[B, ...]``."""
+    coefficient = coefficient.to(torch.promote_types(x.dtype, torch.float32)).to(x.device, non_blocking=True)
+    return (
+        coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
+    )
+
+
+class Schedule(Configurable):
+    """The forward process as float64 tables indexed by the timestep.
+
+    A subclass implements `betas`, and sets what `betas` reads before it calls ``super().__init__``.
+    Every method takes an int or an integer tensor of any shape and returns float64 of the same shape.
+
+    Args:
+        num_steps: The number of steps T.
+        zero_terminal_snr: Rescale the schedule so that ``alpha_bar(T) = 0`` exactly and ``alpha_bar(1)`` stays
+            (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1).
+
+    Raises:
+        ValueError: If `num_steps` is less than 2 or a beta lies outside (0, 1].
+    """
+
+    def __init__(self, num_steps: int, zero_terminal_snr: bool = False) -> None:
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+            raise ValueError(f"num_steps = {num_steps!r}: a schedule needs an integer number of steps, at least 2.")
+        self.num_steps = num_steps
+        self.zero_terminal_snr = zero_terminal_snr
+        betas = self.betas().detach().to("cpu", torch.float64)
+        if betas.shape != (num_steps,):
+            raise ValueError(f"{self!r}: betas() must have shape ({num_steps},), not {tuple(betas.shape)}.")
+        outside = ~((betas > 0) & (betas <= 1))  # written so that NaN counts as outside
+        if outside.any():
+            t = int(outside.nonzero()[0]) + 1
+            raise ValueError(f"{self!r}: beta({t}) = {float(betas[t - 1]):g}, but every beta must be in (0, 1].")
+        # Sums of logarithms keep 1 - alpha_bar and the KL weight exact where products of alphas would not.
+        log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+        if zero_terminal_snr:
+            root = torch.exp(log_alpha_bar / 2)
+            scale = root[1] / (root[1] - root[-1])
+            log_alpha_bar[1:] = 2 * torch.log((root[1:] - root[-1]) * scale)
+        self._log_alpha_bar = log_alpha_bar
+        if self.snr(num_steps) > SNR_WARNING:
+            warnings.warn(
+                f"{self!r}: SNR(T) = {float(self.snr(num_steps)):.3g} is above {SNR_WARNING}, so x_T still shows the "
+                "image while sampling starts from pure noise; use more noise or zero_terminal_snr=True.",
+                stacklevel=2,
+            )
+
+    @abstractmethod
+    def betas(self) -> Tensor:
+        """The step variances beta_1..beta_T, float64 of shape ``[T]``, before any rescaling."""
+
+    def log_alpha_bar(self, t: int | Tensor) -> Tensor:
+        """``log(alpha_bar(t))`` for t in 0..T; minus infinity where the signal is gone."""
+        return self._log_alpha_bar[check_timesteps(t, 0, self.num_steps)]
+
+    def alpha_bar(self, t: int | Tensor) -> Tensor:
+        """The share of the signal's variance left at t in 0..T, the product of alpha up to t."""
+        return torch.exp(self.log_alpha_bar(t))
+
+    def one_minus_alpha_bar(self, t: int | Tensor) -> Tensor:
+        """The variance of the noise in ``q(x_t|x_0)`` for t in 0..T, without cancellation at small t."""
+        return -torch.expm1(self.log_alpha_bar(t))
+
+    def beta(self, t: int | Tensor) -> Tensor:
+        """The variance of ``q(x_t|x_{t-1})`` for t in 1..T."""
+        t = check_timesteps(t, 1, self.num_steps)
+        return -torch.expm1(self.log_alpha_bar(t) - self.log_alpha_bar(t - 1))
+
+    def alpha(self, t: int | Tensor) -> Tensor:
+        """``1 - beta(t)`` for t in 1..T."""
+        t = check_timesteps(t, 1, self.num_steps)
+        return torch.exp(self.log_alpha_bar(t) - self.log_alpha_bar(t - 1))
+
+    def snr(self, t: int | Tensor) -> Tensor:
+        """The signal-to-noise ratio ``alpha_bar / (1 - alpha_bar)`` for t in 1..T, strictly decreasing."""
+        t = check_timesteps(t, 1, self.num_steps)
+        return self.alpha_bar(t) / self.one_minus_alpha_bar(t)
+
+    def __repr__(self) -> str:
+        """The class and its arguments, as they would be written in Python."""
+        shown = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        if not shown["zero_terminal_snr"]:
+            del shown["zero_terminal_snr"]
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+class LinearSchedule(Schedule):
+    """Betas on a straight line, scaled by ``1000 / num_steps`` (Ho et al. 2020, section 4).
+
+    The scaling keeps the total noise of the 1,000-step schedule for any number of steps.
+
+    Args:
+        num_steps: The number of steps T; fewer than 20 would need a beta above 1 with the default ends.
+        beta_start: The first beta of the 1,000-step schedule.
+        beta_end: The last beta of the 1,000-step schedule.
+        zero_terminal_snr: See `Schedule`.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+    ) -> None:
+        self.beta_start = beta_start
+        self.beta_end = beta_end
+        super().__init__(num_steps, zero_terminal_snr)
+
+    def betas(self) -> Tensor:
+        """See `Schedule.betas`."""
+        line = torch.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=torch.float64)
+        return line * (1000 / self.num_steps)
+
+
+def _betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Tensor:
+    """Betas of a curve of alpha_bar over t = 0..T, capped so that the last one does not erase everything."""
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+
+
+class CosineSchedule(Schedule):
+    r"""alpha_bar as a squared cosine (Nichol and Dhariwal 2021, eq. 17).
+
+    :math:`\bar\alpha_t \propto \cos^2\left(\frac{t/T + s}{1 + s} \frac{\pi}{2}\right)`.
+
+    Args:
+        num_steps: The number of steps T.
+        offset: The paper's s, which keeps the first betas from vanishing.
+        max_beta: The cap on every beta.
+        zero_terminal_snr: See `Schedule`.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        offset: float = 0.008,
+        max_beta: float = 0.999,
+        zero_terminal_snr: bool = False,
+    ) -> None:
+        self.offset = offset
+        self.max_beta = max_beta
+        super().__init__(num_steps, zero_terminal_snr)
+
+    def betas(self) -> Tensor:
+        """See `Schedule.betas`."""
+        time = torch.linspace(0, 1, self.num_steps + 1, dtype=torch.float64)
+        return _betas_from_alpha_bar(
+            torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2, self.max_beta
+        )
+
+
+class SigmoidSchedule(Schedule):
+    """alpha_bar as a falling sigmoid in time (Jabri et al. 2022; Chen 2023, section 2).
+
+    Args:
+        num_steps: The number of steps T.
+        start: Where on the sigmoid's axis t = 0 lies.
+        end: Where on the sigmoid's axis t = T lies.
+        temperature: The sigmoid's width; larger is steeper at the ends.
+        max_beta: The cap on every beta.
+        zero_terminal_snr: See `Schedule`.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        start: float = -3.0,
+        end: float = 3.0,
+        temperature: float = 1.0,
+        max_beta: float = 0.999,
+        zero_terminal_snr: bool = False,
+    ) -> None:
+        if not (start < end and temperature > 0):
+            raise ValueError(
+                f"SigmoidSchedule needs start < end and temperature > 0, not start={start}, end={end}, "
+                f"temperature={temperature}."
+            )
+        self.start = start
+        self.end = end
+        self.temperature = temperature
+        self.max_beta = max_beta
+        super().__init__(num_steps, zero_terminal_snr)
+
+    def betas(self) -> Tensor:
+        """See `Schedule.betas`."""
+        axis = torch.linspace(self.start, self.end, self.num_steps + 1, dtype=torch.float64)
+        curve = torch.sigmoid(-axis / self.temperature)
+        return _betas_from_alpha_bar((curve - curve[-1]) / (curve[0] - curve[-1]), self.max_beta)
+
+
+class LogSNRSchedule(Schedule):
+    """The logarithm of the SNR on a straight line from `max` at t = 1 to `min` at t = T (Kingma et al. 2021, VDM).
+
+    Args:
+        min: ``log SNR(T)``, in nats.
+        max: ``log SNR(1)``, in nats. ``exp(-max / 2)`` is about the standard deviation of the last noise, to be
+            compared
+            with half the step of the data's grid, ``1 / (levels - 1)``.
+        num_steps: The number of steps T.
+        zero_terminal_snr: See `Schedule`.
+    """
+
+    def __init__(
+        self, min: float = -6.0, max: float = 9.0, num_steps: int = 1000, zero_terminal_snr: bool = False
+    ) -> None:
+        if not min < max:
+            raise ValueError(f"LogSNRSchedule needs min < max, not min={min}, max={max}.")
+        self.min = min
+        self.max = max
+        super().__init__(num_steps, zero_terminal_snr)
+
+    def betas(self) -> Tensor:
+        """See `Schedule.betas`."""
+        log_snr = torch.linspace(self.max, self.min, self.num_steps, dtype=torch.float64)
+        log_alpha_bar = torch.nn.functional.logsigmoid(log_snr)
+        return -torch.expm1(torch.diff(log_alpha_bar, prepend=torch.zeros(1, dtype=torch.float64)))
+
+
+class BetaSchedule(Schedule):
+    """Any betas.
+
+    Args:
+        betas: The T step variances, each in (0, 1].
+        zero_terminal_snr: See `Schedule`.
+    """
+
+    def __init__(self, betas: Sequence[float] | Tensor, zero_terminal_snr: bool = False) -> None:
+        self._betas = torch.as_tensor(betas, dtype=torch.float64)
+        super().__init__(self._betas.numel(), zero_terminal_snr)
+
+    def betas(self) -> Tensor:
+        """See `Schedule.betas`."""
+        return self._betas
