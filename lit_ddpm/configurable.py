@@ -9,13 +9,17 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
 
 class Configurable:
-    """Remembers what its constructor was called with, for `as_config`; subclasses need to do nothing."""
+    """Remembers what its constructor was called with, for `as_config`; subclasses need to do nothing.
+
+    A dataclass needs no such memory: its fields say it.
+    """
 
     _init_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
@@ -54,8 +58,11 @@ def as_config(value: Any) -> Any:
     if isinstance(value, Configurable):
         kind = type(value)
         if getattr(importlib.import_module(kind.__module__), kind.__qualname__, None) is kind:
-            args, kwargs = value._init_call
-            bound = inspect.signature(kind).bind(*args, **kwargs)
-            init_args = {name: as_config(item) for name, item in bound.arguments.items()}
+            if is_dataclass(value) and "_init_call" not in vars(value):
+                arguments = {field.name: getattr(value, field.name) for field in fields(value)}
+            else:
+                args, kwargs = value._init_call
+                arguments = inspect.signature(kind).bind(*args, **kwargs).arguments
+            init_args = {name: as_config(item) for name, item in arguments.items()}
             return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
     raise TypeError(f"{type(value).__name__} cannot be written down as plain data.")

@@ -33,9 +33,11 @@ class Bound:
         prior: ``KL(q(x_T|x_0) || N(0, I))``, ``[B]``, exact.
         diffusion: The sum of the KL terms over t = 2..T, or its unbiased estimate, ``[B]``.
         reconstruction: ``-log p(x_0|x_1)`` by the decoder, ``[B]``.
-        diffusion_noise_var: The variance of `diffusion` over its noise (and its timesteps), estimated from the second
-            differences of its terms (Gasser et al. 1986), which errs to the large side where the terms curve; NaN with
-            fewer than four timesteps. ``[B]``.
+        differences: How neighbouring visited KL terms differ, for each pair of them the mean over the images, scaled as
+            in
+            `diffusion`: ``[ceil((num_calls - 1) / 2)]``. With `squared_differences` it tells how much of `diffusion` is
+            noise: see `noise_variance`.
+        squared_differences: The sum over the pairs of the mean of the squared difference, a scalar.
         profile: The mean over the images of each KL term, t = 2..T, ``[T - 1]``; it sums to the mean of `diffusion`.
         dims: The number of dimensions of an image.
         num_calls: The number of network calls an image.
@@ -44,7 +46,8 @@ class Bound:
     prior: Tensor
     diffusion: Tensor
     reconstruction: Tensor
-    diffusion_noise_var: Tensor
+    differences: Tensor
+    squared_differences: Tensor
     profile: Tensor
     dims: int
     num_calls: int
@@ -53,6 +56,19 @@ class Bound:
     def total(self) -> Tensor:
         """The whole bound, ``[B]``."""
         return self.prior + self.diffusion + self.reconstruction
+
+
+def noise_variance(differences: Tensor, squared_differences: Tensor, num_images: int) -> float:
+    """The variance of one image's `Bound.diffusion` over its noise and its choice of timesteps, in squared nats.
+
+    Neighbouring terms have independent noise, so the variance of their difference over the images is the sum of their
+    variances, and somewhat more where images differ in how fast their terms fall (collapsed strata: Cochran 1977,
+    section 5A.12). NaN for fewer than two images or two terms.
+    """
+    if num_images < 2 or not len(differences):
+        return math.nan
+    spread = float(squared_differences - (differences**2).sum())
+    return max(spread, 0.0) * num_images / (num_images - 1)
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
@@ -84,7 +100,8 @@ def variational_bound(
         **cond: Passed on to the network.
 
     Raises:
-        ValueError: If `num_timesteps` is not in 2..T, or the images are not data of the decoder's kind.
+        ValueError: If `num_timesteps` is not in 2..T, or the images are not data of the decoder's
+            kind, or lie outside [-1, 1] although the denoiser clips.
     """
     schedule = denoiser.schedule
     num_kl = schedule.num_steps - 1
@@ -92,42 +109,47 @@ def variational_bound(
     if not 2 <= calls <= schedule.num_steps:
         raise ValueError(f"num_timesteps = {num_timesteps} must be in 2..{schedule.num_steps}, or None for all.")
     decoder.check(x_0)
+    if denoiser.clip and float(x_0.abs().max()) > 1:
+        raise ValueError(
+            f"clip = True needs images in [-1, 1]; these reach {float(x_0.abs().max()):g}: set clip to False."
+        )
     indices = range(len(x_0)) if index is None else [int(i) for i in index]
     if len(indices) != len(x_0):
         raise ValueError(f"index must hold one number an image, {len(x_0)}, not {len(indices)}.")
     work = torch.float32 if x_0.device.type == "mps" else torch.float64
     clean = x_0.to(work)
 
-    zero = torch.zeros(len(x_0), dtype=work, device=x_0.device)
-    diffusion, squared_curvature = zero, zero
-    previous: list[Tensor] = []
+    diffusion = previous = torch.zeros(len(x_0), dtype=work, device=x_0.device)
     profile = torch.zeros(num_kl, dtype=work, device=x_0.device)
+    differences = [diffusion[:0]]
+    squared_differences = torch.zeros((), dtype=work, device=x_0.device)
     with evaluating(denoiser):
         prior = gaussian_kl(
             q_marginal(schedule, clean, schedule.num_steps), Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
         )
-        for t, eps in _noised_timesteps(x_0, indices, seed, calls, num_kl):
+        for k, (t, eps) in enumerate(_noised_timesteps(x_0, indices, seed, calls, num_kl)):
             x_t = q_marginal(schedule, clean, t).sample(eps.to(work))
             x0_hat = denoiser(x_t.to(x_0.dtype), t, **cond).to(work)
             p = denoiser.p_given_x0_hat(x_t, x0_hat, t)
-            if int(t[0]) == 1:
+            if k == 0:  # t = 1
                 reconstruction = _per_image(-decoder.log_prob(clean, p))
                 continue
             kl = _per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p))
             diffusion = diffusion + kl
             profile.index_add_(0, (t - 2).to(x_0.device), kl)
-            if len(previous) == 2:
-                squared_curvature = squared_curvature + (previous[0] - 2 * previous[1] + kl) ** 2
-            previous = [*previous[-1:], kl]
-    # An estimate multiplies each of its terms by the number of timesteps that the term stands for.
-    num_terms = calls - 1
-    scale = num_kl / num_terms
-    noise_var = squared_curvature / 6 * num_terms / (num_terms - 2) if num_terms > 2 else zero + torch.nan
+            # Terms 1 and 2, 3 and 4, ...; a last one left over meets the one before it, and counts half.
+            if k > 1 and (k % 2 == 0 or k == calls - 1):
+                difference = (kl - previous) / (1 if k % 2 == 0 else math.sqrt(2))
+                differences.append(difference.mean()[None])
+                squared_differences += (difference**2).mean()
+            previous = kl
+    scale = num_kl / (calls - 1)  # the number of timesteps that each term of an estimate stands for
     return Bound(
         prior=_per_image(prior).double().cpu(),
         diffusion=(diffusion * scale).double().cpu(),
         reconstruction=reconstruction.double().cpu(),
-        diffusion_noise_var=(noise_var * scale**2).double().cpu(),
+        differences=(torch.cat(differences) * scale).double().cpu(),
+        squared_differences=(squared_differences * scale**2).double().cpu(),
         profile=(profile * scale / len(x_0)).double().cpu(),
         dims=x_0[0].numel(),
         num_calls=calls,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_ddpm.elbo import Bound
+from lit_ddpm.elbo import Bound, noise_variance
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
 
@@ -80,33 +80,36 @@ class Ledger:
 
     Args:
         num_steps: The T of the schedule.
+        num_calls: The network calls an image of the bounds to come.
         discrete: Whether the decoder gives probabilities, so that bits exist.
     """
 
-    def __init__(self, num_steps: int, discrete: bool = True) -> None:
+    def __init__(self, num_steps: int, num_calls: int, discrete: bool = True) -> None:
         self.discrete = discrete
-        self._dims = 1
-        self._num_calls = 0
-        zeros = torch.zeros(len(TERMS), dtype=torch.float64)
-        self._sums = {
-            "count": torch.zeros((), dtype=torch.float64),
-            "terms": zeros,
-            "squared_terms": zeros,
-            "noise_var": torch.zeros((), dtype=torch.float64),
-            "profile": torch.zeros(num_steps - 1, dtype=torch.float64),
-            "baseline": torch.zeros(2, dtype=torch.float64),
+        self.num_calls = num_calls
+        shapes: dict[str, tuple[int, ...]] = {
+            "count": (),
+            "dims": (),
+            "terms": (len(TERMS),),
+            "squared_terms": (len(TERMS),),
+            "differences": (num_calls // 2 if num_calls > 2 else 0,),
+            "squared_differences": (),
+            "profile": (num_steps - 1,),
+            "baseline": (2,),
         }
+        self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def update(self, bound: Bound, baseline: Tensor | None = None) -> None:
         """Adds the images of `bound`; `baseline` is the nats ``[B]`` that a simpler model needs for them."""
-        self._dims, self._num_calls = bound.dims, bound.num_calls
         count = len(bound.prior)
         terms = torch.stack([getattr(bound, name) for name in TERMS])
         new = {
             "count": torch.tensor(count),
+            "dims": torch.tensor(count * bound.dims),
             "terms": terms.sum(1),
             "squared_terms": (terms**2).sum(1),
-            "noise_var": bound.diffusion_noise_var.sum(),
+            "differences": bound.differences * count,
+            "squared_differences": bound.squared_differences * count,
             "profile": bound.profile * count,
         }
         if baseline is not None:
@@ -127,7 +130,8 @@ class Ledger:
         count = int(self._sums["count"])
         if count == 0:
             raise ValueError("the ledger holds no images: the data's validation or test split is empty.")
-        scale = 1 / (self._dims * (math.log(2) if self.discrete else 1))
+        dims = int(self._sums["dims"]) // count
+        scale = 1 / (dims * (math.log(2) if self.discrete else 1))
 
         def entry(total: Tensor, total_of_squares: Tensor, se_noise: float) -> Entry:
             mean = float(total) / count
@@ -137,7 +141,8 @@ class Ledger:
 
         sums = self._sums
         terms = {name: entry(sums["terms"][i], sums["squared_terms"][i], 0.0) for i, name in enumerate(TERMS)}
-        noise = {"diffusion": float(sums["noise_var"].sqrt()) / count * scale}
+        variance = noise_variance(sums["differences"] / count, sums["squared_differences"] / count, count)
+        noise = {"diffusion": math.sqrt(variance / count) * scale}
         noise["reconstruction"] = terms["reconstruction"].se_images
         noise["total"] = math.hypot(*noise.values())
         baseline = entry(sums["baseline"][0], sums["baseline"][1], 0.0)
@@ -146,7 +151,7 @@ class Ledger:
             terms={name: replace(value, se_noise=noise.get(name, 0.0)) for name, value in terms.items()},
             baseline=baseline if baseline.value > 0 else None,
             num_images=count,
-            num_calls=self._num_calls,
+            num_calls=self.num_calls,
             profile=(sums["profile"] / count * scale).tolist(),
         )
 

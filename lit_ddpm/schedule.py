@@ -11,8 +11,9 @@ object on the CPU, never a buffer: its tables do not depend on the device or the
 
 import math
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,11 +59,12 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     )
 
 
-class Schedule(Configurable):
+class Schedule(Configurable, ABC):
     """The forward process as float64 tables indexed by the timestep.
 
-    A subclass implements `betas`, and sets what `betas` reads before it calls ``super().__init__``.
-    Every method takes an int or an integer tensor of any shape and returns float64 of the same shape.
+    A subclass implements `betas`; if it has settings of its own, it sets them before it calls ``super().__init__``, or
+    is a dataclass as those below. Every method takes an int or an integer tensor of any shape and returns float64 of
+    the same shape.
 
     Args:
         num_steps: The number of steps T.
@@ -73,30 +75,37 @@ class Schedule(Configurable):
         ValueError: If `num_steps` is less than 2 or a beta lies outside (0, 1].
     """
 
+    num_steps: int
+    zero_terminal_snr: bool
+
     def __init__(self, num_steps: int, zero_terminal_snr: bool = False) -> None:
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
-            raise ValueError(f"num_steps = {num_steps!r}: a schedule needs an integer number of steps, at least 2.")
         self.num_steps = num_steps
         self.zero_terminal_snr = zero_terminal_snr
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Builds and checks the table that all others follow from."""
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 2:
+            raise ValueError(f"num_steps = {self.num_steps!r}: a schedule needs an integer of at least 2.")
         betas = self.betas().detach().to("cpu", torch.float64)
-        if betas.shape != (num_steps,):
-            raise ValueError(f"{self!r}: betas() must have shape ({num_steps},), not {tuple(betas.shape)}.")
+        if betas.shape != (self.num_steps,):
+            raise ValueError(f"{self}: betas() must have shape ({self.num_steps},), not {tuple(betas.shape)}.")
         outside = ~((betas > 0) & (betas <= 1))  # written so that NaN counts as outside
         if outside.any():
             t = int(outside.nonzero()[0]) + 1
-            raise ValueError(f"{self!r}: beta({t}) = {float(betas[t - 1]):g}, but every beta must be in (0, 1].")
+            raise ValueError(f"{self}: beta({t}) = {float(betas[t - 1]):g}, but every beta must be in (0, 1].")
         # Sums of logarithms keep 1 - alpha_bar and the KL weight exact where products of alphas would not.
         log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
-        if zero_terminal_snr:
+        if self.zero_terminal_snr:
             root = torch.exp(log_alpha_bar / 2)
             scale = root[1] / (root[1] - root[-1])
             log_alpha_bar[1:] = 2 * torch.log((root[1:] - root[-1]) * scale)
         self._log_alpha_bar = log_alpha_bar
-        if self.snr(num_steps) > SNR_WARNING:
+        if self.snr(self.num_steps) > SNR_WARNING:
             warnings.warn(
-                f"{self!r}: SNR(T) = {float(self.snr(num_steps)):.3g} is above {SNR_WARNING}, so x_T still shows the "
-                "image while sampling starts from pure noise; use more noise or zero_terminal_snr=True.",
-                stacklevel=2,
+                f"{self}: SNR(T) = {float(self.snr(self.num_steps)):.3g} is above {SNR_WARNING}, so x_T still shows "
+                "the image while sampling starts from pure noise; use more noise or zero_terminal_snr=True.",
+                stacklevel=3,
             )
 
     @abstractmethod
@@ -130,14 +139,8 @@ class Schedule(Configurable):
         t = check_timesteps(t, 1, self.num_steps)
         return self.alpha_bar(t) / self.one_minus_alpha_bar(t)
 
-    def __repr__(self) -> str:
-        """The class and its arguments, as they would be written in Python."""
-        shown = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        if not shown["zero_terminal_snr"]:
-            del shown["zero_terminal_snr"]
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
-
+@dataclass(eq=False)
 class LinearSchedule(Schedule):
     """Betas on a straight line, scaled by ``1000 / num_steps`` (Ho et al. 2020, section 4).
 
@@ -150,16 +153,10 @@ class LinearSchedule(Schedule):
         zero_terminal_snr: See `Schedule`.
     """
 
-    def __init__(
-        self,
-        num_steps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        self.beta_start = beta_start
-        self.beta_end = beta_end
-        super().__init__(num_steps, zero_terminal_snr)
+    num_steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = False
 
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
@@ -172,6 +169,7 @@ def _betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Tensor:
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
+@dataclass(eq=False)
 class CosineSchedule(Schedule):
     r"""alpha_bar as a squared cosine (Nichol and Dhariwal 2021, eq. 17).
 
@@ -184,16 +182,10 @@ class CosineSchedule(Schedule):
         zero_terminal_snr: See `Schedule`.
     """
 
-    def __init__(
-        self,
-        num_steps: int = 1000,
-        offset: float = 0.008,
-        max_beta: float = 0.999,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        self.offset = offset
-        self.max_beta = max_beta
-        super().__init__(num_steps, zero_terminal_snr)
+    num_steps: int = 1000
+    offset: float = 0.008
+    max_beta: float = 0.999
+    zero_terminal_snr: bool = False
 
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
@@ -203,6 +195,7 @@ class CosineSchedule(Schedule):
         )
 
 
+@dataclass(eq=False)
 class SigmoidSchedule(Schedule):
     """alpha_bar as a falling sigmoid in time (Jabri et al. 2022; Chen 2023, section 2).
 
@@ -215,25 +208,18 @@ class SigmoidSchedule(Schedule):
         zero_terminal_snr: See `Schedule`.
     """
 
-    def __init__(
-        self,
-        num_steps: int = 1000,
-        start: float = -3.0,
-        end: float = 3.0,
-        temperature: float = 1.0,
-        max_beta: float = 0.999,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        if not (start < end and temperature > 0):
-            raise ValueError(
-                f"SigmoidSchedule needs start < end and temperature > 0, not start={start}, end={end}, "
-                f"temperature={temperature}."
-            )
-        self.start = start
-        self.end = end
-        self.temperature = temperature
-        self.max_beta = max_beta
-        super().__init__(num_steps, zero_terminal_snr)
+    num_steps: int = 1000
+    start: float = -3.0
+    end: float = 3.0
+    temperature: float = 1.0
+    max_beta: float = 0.999
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        """See `Schedule`."""
+        if not (self.start < self.end and self.temperature > 0):
+            raise ValueError(f"{self}: start must be less than end, and temperature positive.")
+        super().__post_init__()
 
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
@@ -242,6 +228,7 @@ class SigmoidSchedule(Schedule):
         return _betas_from_alpha_bar((curve - curve[-1]) / (curve[0] - curve[-1]), self.max_beta)
 
 
+@dataclass(eq=False)
 class LogSNRSchedule(Schedule):
     """The logarithm of the SNR on a straight line from `max` at t = 1 to `min` at t = T (Kingma et al. 2021, VDM).
 
@@ -254,14 +241,16 @@ class LogSNRSchedule(Schedule):
         zero_terminal_snr: See `Schedule`.
     """
 
-    def __init__(
-        self, min: float = -6.0, max: float = 9.0, num_steps: int = 1000, zero_terminal_snr: bool = False
-    ) -> None:
-        if not min < max:
-            raise ValueError(f"LogSNRSchedule needs min < max, not min={min}, max={max}.")
-        self.min = min
-        self.max = max
-        super().__init__(num_steps, zero_terminal_snr)
+    min: float = -6.0
+    max: float = 9.0
+    num_steps: int = 1000
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        """See `Schedule`."""
+        if not self.min < self.max:
+            raise ValueError(f"{self}: min must be less than max.")
+        super().__post_init__()
 
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
@@ -285,3 +274,7 @@ class BetaSchedule(Schedule):
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
         return self._betas
+
+    def __repr__(self) -> str:
+        """The number of steps; the betas would be too long."""
+        return f"BetaSchedule(num_steps={self.num_steps})"

@@ -5,7 +5,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import write_png
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
@@ -80,12 +79,13 @@ class SampleGrid(Callback):
             return
         picture = image_grid(to_uint8(images, pl_module.levels), self.columns)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(picture, str(path))
+        pil_image = to_pil_image(picture)
+        pil_image.save(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("sample/grid", picture, trainer.global_step)
             elif isinstance(logger, WandbLogger):
-                logger.log_image("sample/grid", [to_pil_image(picture)])
+                logger.log_image("sample/grid", [pil_image])
 
     def _sample(self, trainer: Trainer, module: DDPM) -> Tensor:
         """All images on every process; whole chunks are dealt to the processes in turn."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, write_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.module import DDPM
@@ -47,13 +47,13 @@ class SampleWriter(BasePredictionWriter):
         self.directory.mkdir(parents=True, exist_ok=True)
         first_index = int(batch[1])
         for number, image in enumerate(to_uint8(prediction, pl_module.levels).cpu(), first_index):
-            write_png(image, str(self.directory / f"{number:06d}.png"))
+            to_pil_image(image).save(self.directory / f"{number:06d}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collects the images of all processes into the ``.npz``."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             paths = sorted(self.directory.glob("*.png"))
-            arrays: list[Any] = [decode_image(str(p), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy() for p in paths]
+            arrays = [np.atleast_3d(np.asarray(Image.open(path))) for path in paths]
             np.savez(self.directory / "samples.npz", np.stack(arrays))
             print(f"{len(paths):,} samples written to {self.directory}")

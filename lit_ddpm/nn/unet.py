@@ -226,8 +226,11 @@ def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) ->
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with up to 32 groups that divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    """Group norm with up to 32 groups of at least 4 channels.
+
+    With one channel a group it would remove the embedding, which is one number a channel.
+    """
+    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
 
 
 def zero_init(module: nn.Conv2d) -> nn.Conv2d:

@@ -1,0 +1,209 @@
+"""Every row of what is known to go wrong with averaged weights."""
+
+import lightning
+import pytest
+import torch
+from helpers import digits, tiny_module, trainer
+from lightning.pytorch.strategies import FSDPStrategy
+
+from lit_ddpm import DDPM
+from lit_ddpm.callbacks import EMA, SampleGrid
+
+
+def weight(module):
+    return module.denoiser.network.conv.weight.detach().clone()
+
+
+class Watch(lightning.Callback):
+    """The weight of the module at each hook, and the average by hand."""
+
+    def __init__(self, decay):
+        self.decay, self.average, self.seen, self.steps = decay, None, {}, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step > self.steps:
+            current = weight(module).double()
+            n = self.steps
+            decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+            self.average = current if self.average is None else decay * self.average + (1 - decay) * current
+            self.steps = trainer.global_step
+            self.seen["train"] = weight(module)
+
+    def on_validation_batch_start(self, trainer, module, *args):
+        self.seen["validation"] = weight(module)
+
+    def on_validation_epoch_end(self, trainer, module):
+        self.seen["validation end"] = weight(module)
+
+    def on_test_batch_start(self, trainer, module, *args):
+        self.seen["test"] = weight(module)
+
+    def on_predict_batch_start(self, trainer, module, *args):
+        self.seen["predict"] = weight(module)
+
+
+def close(a, b):
+    return torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-7)
+
+
+def fitted(decay=0.9, after=(), **kwargs):
+    watch, ema = Watch(decay), EMA(decay)
+    run = trainer(callbacks=[ema, watch, *after], **kwargs)
+    module = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0))
+    run.fit(module, digits())
+    return run, module, watch, ema
+
+
+def test_the_average_is_the_exponential_one_with_warm_up():
+    _, module, watch, ema = fitted()
+    assert close(weight(module), watch.average)
+    assert not close(weight(module), watch.seen["train"])
+    assert [ema.decay_at(n) for n in (0, 8, 10_000)] == [0.1, 0.5, 0.9]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_validation_uses_the_average_from_its_first_hook_to_its_last(order):
+    watch, ema = Watch(0.9), EMA(0.9)
+    run = trainer(callbacks=[ema, watch] if order == "after" else [watch, ema], max_epochs=1)
+    run.fit(tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0)), digits())
+    assert close(watch.seen["validation"], watch.average)
+    assert close(watch.seen["validation end"], watch.average)
+
+
+def test_one_update_an_optimizer_step_under_accumulation():
+    _, module, watch, ema = fitted(accumulate_grad_batches=2)
+    assert watch.steps == 4
+    assert int(ema._average_model.n_averaged) == 4
+    assert close(weight(module), watch.average)
+
+
+def test_a_checkpoint_holds_both_and_says_which_is_which(tmp_path):
+    saver = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="epoch", every_n_epochs=1)
+    _, _, watch, _ = fitted(after=[saver], max_epochs=1, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "epoch.ckpt", weights_only=True)
+    name = "denoiser.network.conv.weight"
+    assert checkpoint["weights"] == {"state_dict": "average", "current_model_state": "raw", "decay": 0.9}
+    assert close(checkpoint["state_dict"][name], watch.average)
+    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+
+
+class SaveDuringValidation(lightning.Callback):
+    def on_validation_epoch_end(self, trainer, module):
+        trainer.save_checkpoint("inside.ckpt")
+
+
+class FailInValidation(lightning.Callback):
+    def on_validation_batch_start(self, trainer, module, *args):
+        raise RuntimeError("on purpose")
+
+    def on_exception(self, trainer, module, exception):
+        trainer.save_checkpoint("exception.ckpt")
+
+
+@pytest.mark.parametrize("callback", [SaveDuringValidation(), FailInValidation()], ids=lambda c: type(c).__name__)
+def test_a_checkpoint_from_within_validation_is_not_swapped(callback):
+    watch = Watch(0.9)
+    run = trainer(callbacks=[EMA(0.9), watch, callback], max_epochs=1)
+    module = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0))
+    if isinstance(callback, FailInValidation):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            run.fit(module, digits())
+    else:
+        run.fit(module, digits())
+    path = "inside.ckpt" if isinstance(callback, SaveDuringValidation) else "exception.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    name = "denoiser.network.conv.weight"
+    assert close(checkpoint["state_dict"][name], watch.average)
+    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+
+
+def test_saving_after_the_fit_keeps_both():
+    run, module, watch, _ = fitted()
+    run.save_checkpoint("after.ckpt")
+    checkpoint = torch.load("after.ckpt", weights_only=True)
+    name = "denoiser.network.conv.weight"
+    assert close(checkpoint["state_dict"][name], watch.average)
+    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+
+
+def test_everything_after_a_fit_uses_the_average():
+    run, module, watch, _ = fitted()
+    run.save_checkpoint("after.ckpt")
+    foreign = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    loader = torch.utils.data.DataLoader([torch.tensor([0, 0, 2])], batch_size=None)
+    for path in (None, "after.ckpt"):  # the trap: with a path, the trainer that fitted ran the raw weights
+        run.test(module, Small(), ckpt_path=path, verbose=False, weights_only=True)
+        run.validate(module, Small(), ckpt_path=path, verbose=False, weights_only=True)
+        run.predict(module, loader, ckpt_path=path, weights_only=True)
+        for stage in ("test", "validation", "predict"):
+            assert close(watch.seen[stage], watch.average), stage
+    other = trainer(callbacks=[EMA(0.5)])
+    other.test(foreign, Small(), ckpt_path="after.ckpt", verbose=False, weights_only=True)
+    assert close(weight(foreign), watch.average)
+
+
+class Small(type(digits())):
+    def splits(self):
+        from lit_ddpm.data import ImageTensors
+
+        return {k: ImageTensors(s.images[:8], s.labels[:8]) for k, s in super().splits().items()}
+
+
+def test_load_from_checkpoint_gives_the_average():
+    run, module, watch, _ = fitted()
+    run.save_checkpoint("after.ckpt")
+    from conftest import TinyNetwork
+
+    loaded = DDPM.load_from_checkpoint("after.ckpt", weights_only=True, network=TinyNetwork(num_steps=20))
+    assert close(weight(loaded), watch.average)
+
+
+def test_the_sample_grid_draws_from_the_average(monkeypatch):
+    drawn = {}
+    original = DDPM.sample
+
+    def sample(self, *args, **kwargs):
+        drawn["weight"] = weight(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(DDPM, "sample", sample)
+    _, _, watch, _ = fitted(after=[SampleGrid(num_images=2)], max_epochs=1)
+    assert close(drawn["weight"], watch.average)
+
+
+def test_integers_and_statistics_are_not_averaged():
+    module = tiny_module()
+    module.register_buffer("count", torch.tensor(0))
+
+    class Count(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            module.count += 1
+
+    run = trainer(callbacks=[Count(), EMA(0.9)])
+    run.fit(module, digits())
+    assert int(module.count) == 8
+
+
+def test_a_second_fit_goes_on_from_the_raw_weights():
+    run, module, watch, ema = fitted(max_epochs=1)
+    raw, average = watch.seen["train"], weight(module)
+
+    class First(lightning.Callback):
+        def on_train_start(self, trainer, module):
+            self.weight = weight(module)
+
+    first = First()
+    run.callbacks.append(first)
+    run.fit_loop.max_epochs = 2
+    run.fit(module, digits())
+    assert torch.equal(first.weight, raw)
+    assert not torch.equal(weight(module), average)
+
+
+def test_sharded_strategies_and_bad_decays_are_refused():
+    run = trainer()
+    run.strategy.__class__ = type("Sharded", (FSDPStrategy,), {"__init__": lambda self: None})
+    with pytest.raises(ValueError, match="EMA does not work with Sharded, which shards the weights"):
+        EMA().setup(run, tiny_module(), "fit")
+    with pytest.raises(ValueError, match=r"decay = 1 of EMA must be in \[0, 1\)"):
+        EMA(1)

@@ -1,0 +1,316 @@
+import json
+
+import lightning
+import pytest
+import torch
+from conftest import TinyNetwork
+from helpers import digits, tiny_module, trainer
+from torch import nn
+
+from lit_ddpm import (
+    DDPM,
+    X0MSE,
+    DiscretizedGaussian,
+    EpsParametrization,
+    GaussianDecoder,
+    KLWeighting,
+    LogSNRSchedule,
+    PosteriorKL,
+    PredictionMSE,
+    StratifiedTimesteps,
+    UNet,
+    VParametrization,
+)
+from lit_ddpm.callbacks import EMA, SampleGrid
+
+
+def same_weights(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+class Recorder(lightning.Callback):
+    """What training saw: the losses, and the input of every call of the network."""
+
+    def __init__(self):
+        self.losses, self.inputs, self.logged = [], [], {}
+
+    def on_fit_start(self, trainer, module):
+        def keep(network, args):
+            if module.training:
+                self.inputs.append(args[0].detach().clone())
+
+        module.denoiser.network.register_forward_pre_hook(keep)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+        self.logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("objective", [PosteriorKL(), X0MSE(), X0MSE(KLWeighting()), PredictionMSE()], ids=str)
+def test_every_step_calls_the_network_once_and_logs_both_forms(objective, variance):
+    recorder = Recorder()
+    trainer(callbacks=recorder, max_steps=3, max_epochs=-1).fit(
+        tiny_module(objective=objective, variance=variance), digits()
+    )
+    assert len(recorder.inputs) == len(recorder.losses) == 3
+    assert set(recorder.logged) == {
+        "train/loss",
+        "train/kl",
+        "train/kl_from_x0_mse",
+        "train/form_gap",
+        "train/x0_mse",
+    }
+    assert recorder.logged["train/form_gap"] < 1e-9
+    assert recorder.logged["train/kl"] == pytest.approx(recorder.logged["train/kl_from_x0_mse"], rel=1e-6)
+
+
+def test_both_forms_are_about_t_from_two_on():
+    module = tiny_module()
+    x_0 = torch.randint(0, 17, (4, 1, 8, 8)) / 8 - 1
+    for t, expected in (([1, 1, 1, 1], 0), ([1, 5, 1, 9], 4)):
+        pred = module.denoiser.predict(x_0, torch.tensor(t), torch.randn_like(x_0))
+        forms = module._both_forms(pred, torch.ones(4, dtype=torch.float64))
+        assert len(forms) == expected
+    later = module.denoiser.predict(x_0[[1, 3]], torch.tensor([5, 9]), pred.eps[[1, 3]])
+    assert float(forms["train/kl"]) == pytest.approx(float(PosteriorKL()(module.denoiser, later).mean()), rel=1e-5)
+
+
+def test_micro_batches_epochs_and_ranks_draw_differently_and_repeat_exactly():
+    runs = []
+    for rank in (0, 0, 1):
+        recorder, module = Recorder(), tiny_module()
+        type(module).global_rank = property(lambda self, rank=rank: rank)
+        try:
+            trainer(callbacks=recorder, accumulate_grad_batches=2).fit(module, digits())
+        finally:
+            del type(module).global_rank
+        runs.append(recorder.inputs)
+    noises = [tuple(x[0].flatten().tolist()) for x in runs[0] + runs[2]]
+    assert len(runs[0]) == 8
+    assert len(set(noises)) == len(noises)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+
+
+def test_callbacks_do_not_change_training(tmp_path):
+    losses = []
+    for callbacks in ([], [EMA(0.9), SampleGrid(num_images=4)]):
+        recorder = Recorder()
+        net = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3)
+        fitting = trainer(callbacks=[recorder, *callbacks], limit_val_batches=1 if callbacks else 0)
+        lightning.seed_everything(0, verbose=False)
+        module = tiny_module(network=net)
+        torch.manual_seed(5)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.05)
+        fitting.fit(module, digits())
+        losses.append(recorder.losses)
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 8
+
+
+def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        network = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3)
+        return tiny_module(
+            network=network,
+            timesteps=StratifiedTimesteps(),
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=20),
+        )
+
+    whole = make()
+    full = trainer(max_epochs=3, callbacks=[EMA(0.9)])
+    full.fit(whole, digits())
+    first = trainer(max_epochs=2, callbacks=[EMA(0.9)], enable_checkpointing=True)
+    first.fit(make(), digits())
+    checkpoint = first.checkpoint_callback.best_model_path
+    second, resumed = trainer(max_epochs=3, callbacks=[EMA(0.9)]), make()
+    second.fit(resumed, digits(), ckpt_path=checkpoint, weights_only=True)
+    assert same_weights(whole, resumed)
+    assert same_weights(full.callbacks[0]._average_model, second.callbacks[0]._average_model)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_the_bound_is_the_same_on_any_number_of_processes(devices):
+    """180 validation and 360 test images on 3 processes in batches of 7: shares are uneven and repeat images."""
+    results = []
+    for count in (1, devices):
+        strategy = "auto" if count == 1 else "ddp_fork"
+        run, data = trainer(devices=count, strategy=strategy, limit_test_batches=1.0), digits(eval_batch_size=101)
+        data.splits_limit = 50
+        (result,) = run.test(tiny_module(), Few(eval_batch_size=7), verbose=False)
+        results.append(result)
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        assert results[1][key] == pytest.approx(value, abs=1e-5), key
+
+
+class Few(type(digits())):
+    """The digits with 50 test images."""
+
+    def splits(self):
+        from lit_ddpm.data import ImageTensors
+
+        splits = super().splits()
+        test = splits["test"]
+        return splits | {"test": ImageTensors(test.images[:50], test.labels[:50])}
+
+
+def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
+    (result,) = trainer().test(tiny_module(), Few(), verbose=False)
+    assert "per-pixel histogram" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "ledger.json").read_text())
+    assert result["test/bpd"] == pytest.approx(saved["terms"]["total"]["value"], rel=1e-6)
+    assert result["test/bpd_histogram"] == pytest.approx(saved["baseline"]["value"], rel=1e-6)
+    names = ("bpd_prior", "bpd_diffusion", "bpd_reconstruction", "bpd_se_images", "bpd_se_noise")
+    assert {f"test/{name}" for name in names} <= set(result)
+    assert saved["num_images"] == 50
+    assert saved["num_calls"] == 20
+    assert sum(result[f"test/{name}"] for name in names[:3]) == pytest.approx(result["test/bpd"], rel=1e-6)
+
+
+def test_the_bound_does_not_depend_on_the_batch_size():
+    bits = [trainer().test(tiny_module(), Few(eval_batch_size=n), verbose=False)[0]["test/bpd"] for n in (50, 7)]
+    assert bits[0] == pytest.approx(bits[1], abs=1e-5)
+
+
+def test_real_valued_data_is_measured_in_nats():
+    module = tiny_module(decoder=GaussianDecoder())
+    (result,) = trainer().test(module, Few(), verbose=False)
+    assert "test/nats_per_dim" in result
+    assert not any("bpd" in key for key in result)
+
+
+def test_the_decoder_follows_the_data():
+    module = tiny_module(objective=PosteriorKL())
+    trainer(max_steps=1, max_epochs=-1).fit(module, digits())
+    assert module.decoder.levels == 17
+    assert module.objective.decoder is module.decoder
+    assert module.image_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": DiscretizedGaussian(256)}, "decoder has levels = 256 .*DigitsDataModule have levels = 17"),
+        ({"network": UNet(in_channels=3)}, r"in_channels = 3 of UNet .* image_shape = \[1, 8, 8\]"),
+        ({"network": UNet(out_channels=2)}, "out_channels = 2 of UNet .*VParametrization with variance='posterior'"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_before_training(settings, message):
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=message):
+        trainer(callbacks=recorder).fit(tiny_module(**settings), digits())
+    assert recorder.losses == []
+
+
+def test_bad_settings_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_val_timesteps = 1"):
+        tiny_module(num_val_timesteps=1)
+    with pytest.raises(ValueError, match="image_shape is unknown"):
+        tiny_module().sample(4)
+    with pytest.raises(ValueError, match=r"returned \[4, 2, 8, 8\] for images of \[4, 1, 8, 8\]"):
+        tiny_module(network=nn.Sequential()).denoiser.__class__(
+            Wide(), LogSNRSchedule(num_steps=20), VParametrization()
+        )(torch.zeros(4, 1, 8, 8), 3)
+
+
+class Wide(nn.Module):
+    def forward(self, x_t, t):
+        return torch.cat([x_t, x_t], dim=1)
+
+
+class Poison(lightning.Callback):
+    """Breaks the weights after a step."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            with torch.no_grad():
+                module.denoiser.network.conv.weight.fill_(float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(tmp_path):
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+    run = trainer(max_epochs=5, callbacks=[Poison(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
+    with pytest.raises(FloatingPointError, match=r"not finite at step 5, for t = \[\d.*learning rate 0.0002"):
+        run.fit(tiny_module(), digits())
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 5
+    assert torch.load(sorted(tmp_path.glob("epoch*.ckpt"))[-1], weights_only=True)["global_step"] == 5
+
+
+# --- checkpoints
+# -------------------------------------------------------------------------------------------------------
+
+
+def saved(module, path="module.ckpt", data=None):
+    run = trainer(max_steps=1, max_epochs=-1)
+    run.fit(module, data or digits())
+    run.save_checkpoint(path)
+    return path
+
+
+def test_a_module_built_in_python_loads_safely_and_whole():
+    network = UNet(width=16, num_blocks=1, attention_levels=[], multipliers=(1, 2))
+    module = tiny_module(
+        network=network, objective=X0MSE(KLWeighting()), variance="beta", decoder=DiscretizedGaussian(17)
+    )
+    path = saved(module)
+    torch.load(path, weights_only=True)
+    loaded = DDPM.load_from_checkpoint(path, weights_only=True)
+    assert same_weights(loaded, module)
+    assert loaded.denoiser.variance == "beta"
+    assert loaded.denoiser.schedule.num_steps == 20
+    assert isinstance(loaded.objective.weighting, KLWeighting)
+    assert loaded.sampler.chunk_size == 8
+    torch.testing.assert_close(loaded.sample(3, seed=1), module.sample(3, seed=1))
+
+
+def test_a_foreign_network_is_given_again():
+    module = tiny_module()
+    path = saved(module)
+    with pytest.raises(ValueError, match=r"does not fit the network \(saved without its network: pass them"):
+        DDPM.load_from_checkpoint(path, weights_only=True)
+    loaded = DDPM.load_from_checkpoint(path, weights_only=True, network=TinyNetwork(num_steps=20))
+    assert same_weights(loaded, module)
+    assert loaded.denoiser.schedule.num_steps == 20
+
+
+class Mine(DDPM):
+    """A subclass with settings of its own."""
+
+    def __init__(self, channels: int = 1, **kwargs):
+        super().__init__(network=TinyNetwork(channels, num_steps=20), **kwargs)
+
+
+def test_a_subclass_loads_with_its_own_settings():
+    lightning.seed_everything(0, verbose=False)
+    module = Mine(channels=1, schedule=LogSNRSchedule(num_steps=20), parametrization=VParametrization())
+    loaded = Mine.load_from_checkpoint(saved(module), weights_only=True)
+    assert same_weights(loaded, module)
+    assert loaded.denoiser.schedule.num_steps == 20
+
+
+def test_weights_that_do_not_fit_are_named():
+    path = saved(tiny_module(network=UNet(width=16, num_blocks=1)))
+    with pytest.raises(
+        ValueError, match=r"weights differ, the first is denoiser\.network\S+, \[64, 16\] in .* and \[128, 32\]"
+    ):
+        trainer().test(tiny_module(network=UNet(width=32, num_blocks=1)), digits(), ckpt_path=path, weights_only=True)
+
+
+def test_defaults_are_the_model_of_ho_et_al():
+    module = DDPM()
+    assert isinstance(module.denoiser.parametrization, EpsParametrization)
+    assert isinstance(module.objective, PredictionMSE)
+    assert module.denoiser.schedule.num_steps == 1000
+    assert module.configure_optimizers().param_groups[0]["lr"] == 2e-4
+
+
+def test_a_batch_may_be_a_tensor():
+    images = torch.randint(0, 256, (16, 1, 8, 8)) / 127.5 - 1
+    loader = torch.utils.data.DataLoader(images, batch_size=8)
+    run = trainer(max_epochs=1)
+    run.fit(tiny_module(), loader, loader)
+    assert torch.isfinite(run.callback_metrics["val/bpd"])
