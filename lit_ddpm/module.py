@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -88,8 +88,8 @@ class DDPM(LightningModule):
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
         self.num_val_timesteps = num_val_timesteps
         self.image_shape: tuple[int, ...] | None = None
-        self._make_optimizer = optimizer
-        self._make_lr_scheduler = lr_scheduler
+        self._make_optimizer = _Factory(optimizer)
+        self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
         self._unchecked: tuple[int, Tensor, Tensor] | None = None
 
     # --- what users override -------------------------------------------------------------------------------------
@@ -392,3 +392,16 @@ class DDPM(LightningModule):
                 f"the checkpoint does not fit the network{hint}: {len(different)} weights differ, the first is {name}, "
                 f"{theirs.get(name, 'absent')} in the checkpoint and {ours.get(name, 'absent')} in the network."
             )
+
+
+class _Factory:
+    """A function that a deep copy shares: from the command line it holds the whole of it, processes and all."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def __call__(self, argument: Any) -> Any:
+        return self.make(argument)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Factory":
+        return self

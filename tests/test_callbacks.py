@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import digits, tiny_module, trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_ddpm import AncestralSampler
+from lit_ddpm.callbacks import EMA, SampleGrid, SampleWriter
+from lit_ddpm.callbacks.sample_grid import image_grid
+from lit_ddpm.run_directory import RunLogger
+
+
+def fit(callback, **kwargs):
+    run = trainer(**{"callbacks": [EMA(0.9), callback], "limit_val_batches": 1, **kwargs})
+    run.fit(tiny_module(), digits())
+    return run
+
+
+def test_the_grid_is_drawn_every_n_epochs_and_at_the_end():
+    fit(SampleGrid(num_images=5, columns=3, every_n_epochs=2), max_epochs=3, num_sanity_val_steps=1)
+    assert sorted(path.name for path in Path("samples").iterdir()) == ["step_0000008.png", "step_0000012.png"]
+    picture = np.asarray(Image.open("samples/step_0000012.png"))
+    assert picture.shape == (2 * (32 + 2) + 2, 3 * (32 + 2) + 2, 3)
+    assert picture.std() > 20
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_the_grid_is_the_same_on_any_number_of_processes(devices):
+    grids = []
+    for count in (1, devices):
+        grid = SampleGrid(num_images=20, columns=5)
+        run = trainer(
+            callbacks=[EMA(0.9), grid],
+            devices=count,
+            strategy="auto" if count == 1 else "ddp_fork",
+            max_epochs=1,
+            default_root_dir=str(count),
+            limit_val_batches=1,
+            limit_train_batches=1,
+        )
+        # Training sees other batches on more processes; a rate of zero keeps the weights to compare.
+        run.fit(tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=0.0)), digits(batch_size=64))
+        (path,) = (Path(str(count)) / "samples").iterdir()
+        grids.append(path.read_bytes())
+    assert grids[0] == grids[1]
+
+
+def test_the_grid_goes_to_tensorboard():
+    fit(SampleGrid(num_images=2), max_epochs=1, logger=TensorBoardLogger(".", name="tb", version=""))
+    events = EventAccumulator("tb")
+    events.Reload()
+    (image,) = events.Images("sample/grid")
+    assert image.step == 4
+
+
+def test_bad_settings_are_refused_by_name():
+    for name in ("num_images", "columns", "every_n_epochs"):
+        with pytest.raises(ValueError, match=f"{name} = 0 of SampleGrid"):
+            SampleGrid(**{name: 0})
+    with pytest.raises(ValueError, match="num_steps = 21 .*at most the schedule's 20"):
+        fit(SampleGrid(sampler=AncestralSampler(21)))
+    with pytest.raises(ValueError, match="from a DDPM, not from a BoringModel"):
+        trainer(callbacks=SampleGrid()).fit(BoringModel())
+
+
+def test_small_images_are_enlarged_and_large_ones_left():
+    assert image_grid(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 1).shape == (3, 70, 36)
+    assert image_grid(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), 2).shape == (3, 68, 134)
+
+
+def test_the_writer_refuses_a_directory_that_holds_anything(tmp_path):
+    (tmp_path / "000000.png").touch()
+    with pytest.raises(ValueError, match="is not empty.*--output_dir"):
+        SampleWriter(tmp_path)
+
+
+def test_the_run_logger_goes_on_with_what_is_there(tmp_path):
+    for step, metrics in ((1, {"a": 1.0}), (2, {"a": 2.0, "b": 3.0})):
+        logger = RunLogger(tmp_path)
+        logger.log_metrics(metrics, step)
+        logger.save()
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["a,b,step", "1.0,,1", "2.0,3.0,2"]
