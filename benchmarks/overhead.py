@@ -1,8 +1,8 @@
 """What a training step costs beyond its network: ``python -m benchmarks.overhead``.
 
-Times the digits' training step three ways in turn, for some rounds: the bare network, loss, backward pass and optimizer;
-the same through `DDPM` and Lightning with the data module and all logging; and that with the configuration's callbacks.
-Prints medians and their ratios to the bare step.
+Times the digits' training step three ways in turn, for some rounds: the bare network, loss, backward pass and
+optimizer; the same through `DDPM` and Lightning with the data module and all logging; and that with `EMA`. Prints
+medians and their ratios to the bare step.
 """
 
 import argparse

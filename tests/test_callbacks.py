@@ -62,7 +62,7 @@ def test_bad_settings_are_refused_by_name():
     for name in ("num_images", "columns", "every_n_epochs"):
         with pytest.raises(ValueError, match=f"{name} = 0 of SampleGrid"):
             SampleGrid(**{name: 0})
-    with pytest.raises(ValueError, match="num_steps = 21 .*at most the schedule's 20"):
+    with pytest.raises(ValueError, match=r"num_steps = 21 .*at most the schedule's 20"):
         fit(SampleGrid(sampler=AncestralSampler(21)))
     with pytest.raises(ValueError, match="from a DDPM, not from a BoringModel"):
         trainer(callbacks=SampleGrid()).fit(BoringModel())
@@ -75,7 +75,7 @@ def test_small_images_are_enlarged_and_large_ones_left():
 
 def test_the_writer_refuses_a_directory_that_holds_anything(tmp_path):
     (tmp_path / "000000.png").touch()
-    with pytest.raises(ValueError, match="is not empty.*--output_dir"):
+    with pytest.raises(ValueError, match=r"is not empty.*--output_dir"):
         SampleWriter(tmp_path)
 
 

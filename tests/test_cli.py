@@ -168,7 +168,7 @@ def test_load_from_checkpoint_gives_samples_in_python(run):
     assert module.sample(2, seed=0).shape == (2, 1, 8, 8)
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------
+# --- bad input
 
 DIGITS = ["fit", "--config", str(CONFIGS / "digits.yaml")]
 
@@ -255,10 +255,9 @@ def test_an_unwritable_run_directory_is_one_sentence(capsys):
 
 
 def test_a_mistake_in_a_program_keeps_its_traceback():
-    try:
+    with pytest.raises(ValueError, match="mine") as caught:
         raise ValueError("mine")
-    except ValueError as error:
-        assert not is_about_input(error)
+    assert not is_about_input(caught.value)
     with pytest.raises(RuntimeError, match="mine"):
         main([*DIGITS, *SMALL[:5], "--trainer.fast_dev_run=true", "--trainer.callbacks+=test_cli.Broken"])
 
@@ -281,7 +280,7 @@ def test_messages_that_are_not_nested_stay_as_they_are():
     assert one_sentence("plain") == "plain"
 
 
-# --- as a user has it ----------------------------------------------------------------------------------------------------
+# --- as a user has it
 
 
 def lit_ddpm(*args, timeout=240):

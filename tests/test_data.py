@@ -103,5 +103,5 @@ def test_bad_sizes_are_refused_by_name():
             DigitsDataModule(**{name: 0})
     data = digits(batch_size=2000)
     data.setup("fit")
-    with pytest.raises(ValueError, match="batch_size = 2000 .* 1257 training images"):
+    with pytest.raises(ValueError, match=r"batch_size = 2000 .* 1257 training images"):
         data.train_dataloader()

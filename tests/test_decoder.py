@@ -66,7 +66,7 @@ def test_data_of_another_kind_is_refused():
     decoder.check(grid(17).float())
     with pytest.raises(ValueError, match=r"\[-1, 1\].*reach from -1 to 1.5"):
         decoder.check(torch.tensor([-1.0, 1.5]))
-    with pytest.raises(ValueError, match="levels = 17 .* 0.05 is not one"):
+    with pytest.raises(ValueError, match=r"levels = 17 .* 0.05 is not one"):
         decoder.check(torch.tensor([0.05, 0.0]))
     for each in (decoder, GaussianDecoder()):
         with pytest.raises(ValueError, match="finite"):

@@ -67,7 +67,7 @@ def test_figures_of_the_design():
 
 @pytest.mark.parametrize(("num_steps", "gap"), [(1000, 0.456), (10_000, 0.316)])
 def test_the_two_limits_of_the_variance(num_steps, gap):
-    """With beta the bound tends to the true likelihood; with the posterior's variance on a linear schedule it does not."""
+    """With beta the bound tends to the true likelihood; with the posterior's variance it does not (linear schedule)."""
     schedule = LinearSchedule(num_steps=num_steps)
     truth = 0.5 * math.log(2 * math.pi * math.e * TAU2)
     assert sum(closed_form(schedule, TAU2, "beta")) - truth < 40 / num_steps

@@ -118,7 +118,7 @@ def test_a_checkpoint_from_within_validation_is_not_swapped(callback):
 
 
 def test_saving_after_the_fit_keeps_both():
-    run, module, watch, _ = fitted()
+    run, _, watch, _ = fitted()
     run.save_checkpoint("after.ckpt")
     checkpoint = torch.load("after.ckpt", weights_only=True)
     name = "denoiser.network.conv.weight"
@@ -150,7 +150,7 @@ class Small(type(digits())):
 
 
 def test_load_from_checkpoint_gives_the_average():
-    run, module, watch, _ = fitted()
+    run, _, watch, _ = fitted()
     run.save_checkpoint("after.ckpt")
     from conftest import TinyNetwork
 
@@ -185,7 +185,7 @@ def test_integers_and_statistics_are_not_averaged():
 
 
 def test_a_second_fit_goes_on_from_the_raw_weights():
-    run, module, watch, ema = fitted(max_epochs=1)
+    run, module, watch, _ = fitted(max_epochs=1)
     raw, average = watch.seen["train"], weight(module)
 
     class First(lightning.Callback):

@@ -39,13 +39,17 @@ def test_processes_add_up_even_if_one_had_no_images():
         for i, bound in enumerate(bounds(num_timesteps)):
             alone.update(bound)
             shares[i % 2].update(bound)
-        sums = [dict(share._sums) for share in shares]
-        for i, share in enumerate(shares):
-            names = iter(sums[i])
-            share.reduce(lambda value, names=names: sum(s[name] for s in sums) if (name := next(names)) else value)
-            assert str(share.report()) == str(alone.report()) or share.report().terms["total"].value == pytest.approx(
-                alone.report().terms["total"].value, rel=1e-12
-            )
+        totals = [sum(values) for values in zip(*(share._sums.values() for share in shares), strict=True)]
+        for share in shares:
+            each = iter(totals)
+            share.reduce(lambda _, each=each: next(each))
+            ours, expected = share.report(), alone.report()
+            assert ours.num_images == 12
+            for term in TERMS:
+                assert ours.terms[term].value == pytest.approx(expected.terms[term].value, rel=1e-12)
+                assert ours.terms[term].se_images == pytest.approx(expected.terms[term].se_images, rel=1e-6, abs=1e-9)
+            noise, expected_noise = ours.terms["total"].se_noise, expected.terms["total"].se_noise
+            assert noise == pytest.approx(expected_noise, rel=1e-9, nan_ok=True)
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path):

@@ -314,3 +314,19 @@ def test_a_batch_may_be_a_tensor():
     run = trainer(max_epochs=1)
     run.fit(tiny_module(), loader, loader)
     assert torch.isfinite(run.callback_metrics["val/bpd"])
+
+
+def test_bf16_measures_the_same_kl_as_float32():
+    values = []
+    for precision in ("32-true", "bf16-mixed"):
+        recorder = Recorder()
+        torch.manual_seed(0)
+        net = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.0)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.1)
+        run = trainer(callbacks=recorder, precision=precision, max_steps=1, max_epochs=-1)
+        run.fit(tiny_module(network=net), digits())
+        values.append(recorder.logged)
+    assert values[1]["train/kl"] == pytest.approx(values[0]["train/kl"], rel=0.01)
+    assert values[1]["train/kl"] != values[0]["train/kl"]
+    assert values[1]["train/form_gap"] < 1e-9

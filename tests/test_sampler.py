@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from conftest import TinyNetwork, oracle
@@ -20,7 +22,7 @@ def test_samples_of_an_oracle_have_the_mean_and_variance_of_the_data(variance, n
     x = sampler(denoiser, (20_000, 1))
     expected_mean, expected_var = torch.zeros(1, 1, dtype=torch.float64), 1.0
     visited = sampler.timesteps(schedule)
-    for t, s in zip(visited[:-1], visited[1:], strict=True):
+    for t, s in pairwise(visited):
         zero, one = (denoiser.p_posterior(torch.full((1, 1), v, dtype=torch.float64), t, s) for v in (0.0, 1.0))
         slope = float(one.mean - zero.mean)
         expected_mean = zero.mean + slope * expected_mean
