@@ -23,7 +23,28 @@ from lit_ddpm.run_directory import CONFIG, RunLogger, SaveRunConfig, check_run_d
 
 
 class Trainer(lightning.Trainer):
-    """Lightning's Trainer, whose ``predict`` makes samples and needs no data."""
+    """Lightning's Trainer, whose ``test`` prints the ledger alone and whose ``predict`` makes samples without data."""
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = False,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Measures the whole variational bound on the test split, and prints and writes the ledger.
+
+        Args:
+            model: The model.
+            dataloaders: See Lightning's Trainer.
+            ckpt_path: The checkpoint to test.
+            verbose: Print every logged value too.
+            datamodule: The data.
+            weights_only: See Lightning's Trainer.
+        """
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def predict(
         self,

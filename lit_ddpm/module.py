@@ -88,11 +88,12 @@ class DDPM(LightningModule):
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
         self.num_val_timesteps = num_val_timesteps
         self.image_shape: tuple[int, ...] | None = None
+        self._data_levels: int | None = None
         self._make_optimizer = _Factory(optimizer)
         self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
         self._unchecked: tuple[int, Tensor, Tensor] | None = None
 
-    # --- what users override -------------------------------------------------------------------------------------
+    # --- what users override
 
     def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """Splits a batch into the images ``[B, C, H, W]`` in [-1, 1] and keyword arguments of the network.
@@ -101,7 +102,7 @@ class DDPM(LightningModule):
         """
         return (batch[0] if isinstance(batch, tuple | list) else batch), {}
 
-    # --- what users call -----------------------------------------------------------------------------------------
+    # --- what users call
 
     def sample(
         self, num_images: int, seed: int = 0, first_index: int = 0, sampler: Sampler | None = None, **cond: Any
@@ -117,7 +118,7 @@ class DDPM(LightningModule):
         """
         if self.image_shape is None:
             raise ValueError(
-                "image_shape is unknown before the module has seen data: set module.image_shape = (C, H, W)."
+                "image_shape is unknown until the module has seen data: load a checkpoint, or set image_shape."
             )
         sampler = sampler if sampler is not None else self.sampler
         return sampler(self.denoiser, (num_images, *self.image_shape), seed, first_index, **cond)
@@ -125,9 +126,9 @@ class DDPM(LightningModule):
     @property
     def levels(self) -> int:
         """The grey levels of the data, for pictures; 256 for real-valued data."""
-        return (self.decoder.levels if self.decoder is not None else None) or 256
+        return (self.decoder.levels if self.decoder is not None else self._data_levels) or 256
 
-    # --- setup ---------------------------------------------------------------------------------------------------
+    # --- setup
 
     def setup(self, stage: str) -> None:
         """Checks decoder and network against the data module, where it states ``levels`` and ``image_shape``.
@@ -137,17 +138,20 @@ class DDPM(LightningModule):
         """
         data = getattr(self.trainer, "datamodule", None)
         levels, shape = getattr(data, "levels", None), getattr(data, "image_shape", None)
+        if stage == "predict":
+            return
         if self.decoder is None:
-            self.decoder = DiscretizedGaussian(levels or 256)
+            self.decoder = DiscretizedGaussian(levels or self.levels)
+        self._data_levels = self.decoder.levels
         if getattr(self.objective, "decoder", self.decoder) is None:
             self.objective = copy.copy(self.objective)
             self.objective.decoder = self.decoder  # type: ignore[attr-defined]
-        if stage != "predict" and levels and self.decoder.levels not in (None, levels):
+        if levels and self.decoder.levels not in (None, levels):
             raise ValueError(
                 f"the decoder has levels = {self.decoder.levels} but the images of {type(data).__name__} have "
                 f"levels = {levels}; set the decoder's levels to {levels}."
             )
-        if stage != "predict" and shape:
+        if shape:
             network, channels = self.denoiser.network, shape[0]
             for name in ("in_channels", "out_channels"):
                 if getattr(network, name, channels) != channels:
@@ -170,7 +174,7 @@ class DDPM(LightningModule):
             config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    # --- training ------------------------------------------------------------------------------------------------
+    # --- training
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One network call; the loss is the objective, averaged over the batch, and both forms of the KL are logged.
@@ -181,6 +185,8 @@ class DDPM(LightningModule):
         x_0, cond = self.unpack_batch(batch)
         if self.image_shape is None:
             self.image_shape = tuple(x_0.shape[1:])
+        if batch_idx == 0 and (decoder := getattr(self.objective, "decoder", None)) is not None:
+            decoder.check(x_0)
         torch.manual_seed(key_to_seed("train", training_seed(), self.current_epoch, batch_idx, self.global_rank))
         t, weight = self.timesteps.sample(len(x_0), self.denoiser.schedule.num_steps, None)
         pred = self.denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
@@ -248,7 +254,7 @@ class DDPM(LightningModule):
         """Checks the last step too."""
         self._check_finite()
 
-    # --- evaluation ----------------------------------------------------------------------------------------------
+    # --- evaluation
 
     def on_validation_epoch_start(self) -> None:
         """Opens a new ledger."""
@@ -334,14 +340,14 @@ class DDPM(LightningModule):
         self.log_dict(values)
         return report
 
-    # --- prediction ----------------------------------------------------------------------------------------------
+    # --- prediction
 
     def predict_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:
         """Images for ``(seed, first index, number)``, see `lit_ddpm.cli.Trainer.predict`."""
         seed, first_index, count = (int(number) for number in batch)
         return self.sample(count, seed, first_index)
 
-    # --- checkpoints ---------------------------------------------------------------------------------------------
+    # --- checkpoints
 
     def _save_arguments(self) -> None:
         """Writes the constructor's arguments into ``hparams`` as plain data, so that checkpoints load safely.
@@ -368,19 +374,21 @@ class DDPM(LightningModule):
             self.save_hyperparameters(frame=frame)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the shape of an image, and refuses to save after a loss that was not finite."""
+        """Adds what an image is like, and refuses to save after a loss that was not finite."""
         self._check_finite()
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
+        checkpoint["levels"] = self._data_levels
         checkpoint["unsaved_arguments"] = self._unsaved_arguments
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the shape of an image, and checks that the weights fit the network.
+        """Restores what an image is like, and checks that the weights fit the network.
 
         Raises:
             ValueError: If they do not, naming the first weight that differs.
         """
         shape = checkpoint.get("image_shape")
         self.image_shape = self.image_shape if shape is None else tuple(shape)
+        self._data_levels = checkpoint.get("levels")
         ours = {name: list(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
         different = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]

@@ -208,7 +208,7 @@ def test_what_does_not_fit_the_data_is_refused_before_training(settings, message
 def test_bad_settings_are_refused_by_name():
     with pytest.raises(ValueError, match="num_val_timesteps = 1"):
         tiny_module(num_val_timesteps=1)
-    with pytest.raises(ValueError, match="image_shape is unknown"):
+    with pytest.raises(ValueError, match="image_shape is unknown until"):
         tiny_module().sample(4)
     with pytest.raises(ValueError, match=r"returned \[4, 2, 8, 8\] for images of \[4, 1, 8, 8\]"):
         tiny_module(network=nn.Sequential()).denoiser.__class__(
@@ -241,7 +241,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkp
 
 
 # --- checkpoints
-# -------------------------------------------------------------------------------------------------------
 
 
 def saved(module, path="module.ckpt", data=None):
@@ -282,6 +281,23 @@ class Mine(DDPM):
 
     def __init__(self, channels: int = 1, **kwargs):
         super().__init__(network=TinyNetwork(channels, num_steps=20), **kwargs)
+
+
+def test_a_loaded_module_knows_what_an_image_is_like():
+    loaded = DDPM.load_from_checkpoint(saved(tiny_module()), weights_only=True, network=TinyNetwork(num_steps=20))
+    assert loaded.image_shape == (1, 8, 8)
+    assert loaded.levels == 17
+    assert DDPM().levels == 256
+
+
+def test_training_images_that_the_decoder_does_not_know_are_refused_at_once():
+    recorder = Recorder()
+    loader = torch.utils.data.DataLoader(torch.rand(16, 1, 8, 8), batch_size=8)
+    with pytest.raises(ValueError, match="levels = 256 values"):
+        trainer(callbacks=recorder).fit(tiny_module(objective=PosteriorKL()), loader)
+    assert recorder.losses == []
+    trainer(callbacks=recorder, max_epochs=1).fit(tiny_module(objective=X0MSE()), loader)
+    assert len(recorder.losses) == 2
 
 
 def test_a_subclass_loads_with_its_own_settings():
