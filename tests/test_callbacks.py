@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import digits, tiny_module, trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -56,6 +56,28 @@ def test_the_grid_goes_to_tensorboard():
     events.Reload()
     (image,) = events.Images("sample/grid")
     assert image.step == 4
+
+
+def test_the_grid_goes_to_wandb_as_uint8():
+    class Recorder(WandbLogger):
+        """The part of a WandbLogger that the grid uses, without an account."""
+
+        def __init__(self):
+            self.seen = []
+
+        def log_image(self, key, images, step=None, **kwargs):
+            self.seen.append((key, images, step))
+
+        log_metrics = log_hyperparams = log_graph = save = finalize = after_save_checkpoint = lambda *args, **kwargs: (
+            None
+        )
+        name, version, save_dir = "", "", "."
+
+    logger = Recorder()
+    fit(SampleGrid(num_images=2), max_epochs=1, logger=logger)
+    ((key, (image,), step),) = logger.seen
+    assert (key, step, image.mode) == ("sample/grid", None, "RGB")
+    assert np.asarray(image).std() > 20
 
 
 def test_bad_settings_are_refused_by_name():

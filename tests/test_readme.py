@@ -33,7 +33,9 @@ def test_the_subclass_runs_from_the_command_line_and_from_python(monkeypatch, tm
     original = lightning.Trainer
 
     def short(*args, **kwargs):
-        return original(*args, **{**kwargs, **few, "accelerator": "cpu", "max_epochs": 20, "check_val_every_n_epoch": 20})
+        return original(
+            *args, **{**kwargs, **few, "accelerator": "cpu", "max_epochs": 20, "check_val_every_n_epoch": 20}
+        )
 
     monkeypatch.setattr(lightning, "Trainer", short)
     exec(script.replace("width=16", "width=8"), {})
