@@ -191,8 +191,10 @@ def with_config_of_run(args: Sequence[str]) -> list[str]:
         return list(args)
     at = flags.index("--ckpt_path")
     path = named[at][1] if len(named[at]) == 2 else "".join(args[at + 1 : at + 2])
-    config = Path(path).parent.parent / CONFIG
-    return [args[0], "--config", str(config), *args[1:]] if config.is_file() else list(args)
+    folder = Path(path).parent
+    config = folder.parent / CONFIG
+    of_run = folder.name == "checkpoints" and config.is_file()
+    return [args[0], "--config", str(config), *args[1:]] if of_run else list(args)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -33,10 +33,9 @@ class Bound:
         prior: ``KL(q(x_T|x_0) || N(0, I))``, ``[B]``, exact.
         diffusion: The sum of the KL terms over t = 2..T, or its unbiased estimate, ``[B]``.
         reconstruction: ``-log p(x_0|x_1)`` by the decoder, ``[B]``.
-        differences: How neighbouring visited KL terms differ, for each pair of them the mean over the images, scaled as
-            in
-            `diffusion`: ``[ceil((num_calls - 1) / 2)]``. With `squared_differences` it tells how much of `diffusion` is
-            noise: see `noise_variance`.
+        differences: How much the KL terms of neighbouring timesteps differ: the mean over the images for each pair of
+            them, scaled as in `diffusion`, ``[ceil((num_calls - 1) / 2)]``. With `squared_differences` it tells how
+            much of `diffusion` is noise: see `noise_variance`.
         squared_differences: The sum over the pairs of the mean of the squared difference, a scalar.
         profile: The mean over the images of each KL term, t = 2..T, ``[T - 1]``; it sums to the mean of `diffusion`.
         dims: The number of dimensions of an image.
@@ -100,8 +99,8 @@ def variational_bound(
         **cond: Passed on to the network.
 
     Raises:
-        ValueError: If `num_timesteps` is not in 2..T, or the images are not data of the decoder's
-            kind, or lie outside [-1, 1] although the denoiser clips.
+        ValueError: If `num_timesteps` is not in 2..T, or the images are not data of the decoder's kind, or lie outside
+            [-1, 1] although the denoiser clips.
     """
     schedule = denoiser.schedule
     num_kl = schedule.num_steps - 1

@@ -22,8 +22,7 @@ class Entry:
         value: The mean over the images.
         se_images: Its standard error over the choice of images, which includes the noise of each image's estimate.
         se_noise: Its standard error over the noise with the images fixed. For the reconstruction, one draw an image
-            cannot
-            tell the two apart, and `se_images` stands as the upper limit.
+            cannot tell the two apart, and `se_images` stands as the upper limit.
     """
 
     value: float

@@ -235,8 +235,7 @@ class LogSNRSchedule(Schedule):
     Args:
         min: ``log SNR(T)``, in nats.
         max: ``log SNR(1)``, in nats. ``exp(-max / 2)`` is about the standard deviation of the last noise, to be
-            compared
-            with half the step of the data's grid, ``1 / (levels - 1)``.
+            compared with half the step of the data's grid, ``1 / (levels - 1)``.
         num_steps: The number of steps T.
         zero_terminal_snr: See `Schedule`.
     """
