@@ -163,8 +163,8 @@ def histogram_nats(histogram: Tensor, x_0: Tensor) -> Tensor:
         x_0: Images in [-1, 1] on the grid of those levels, ``[B, C, H, W]``.
 
     Returns:
-        Nats for each image, ``[B]``.
+        Nats for each image, ``[B]`` on the CPU.
     """
-    counts = histogram.to(x_0.device).double() + 1
-    level = ((x_0 + 1) / 2 * (len(counts) - 1)).round().long()
+    counts = histogram.cpu().double() + 1
+    level = ((x_0.cpu() + 1) / 2 * (len(counts) - 1)).round().long()
     return -(counts / counts.sum(0)).log().gather(0, level).flatten(1).sum(1)

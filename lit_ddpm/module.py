@@ -298,7 +298,8 @@ class DDPM(LightningModule):
         self._ledger = Ledger(self.denoiser.schedule.num_steps, num_calls, discrete=self.decoder.levels is not None)
         self._num_seen = 0
         histogram = getattr(getattr(self.trainer, "datamodule", None), "train_histogram", None)
-        self._histogram = histogram() if histogram is not None and self.trainer.testing else None
+        wanted = self.trainer.testing and self._ledger.discrete
+        self._histogram = histogram() if wanted and histogram is not None else None
 
     def _num_images(self, split: Literal["val", "test"]) -> int | None:
         """The size of a split's data set, if it is one sized data set."""
@@ -326,7 +327,8 @@ class DDPM(LightningModule):
 
     def _close_ledger(self, split: Literal["val", "test"]) -> Report:
         strategy = self.trainer.strategy
-        self._ledger.reduce(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
+        if self.trainer.world_size > 1:
+            self._ledger.reduce(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
         report = self._ledger.report()
         key = f"{split}/bpd" if report.unit == "bits/dim" else f"{split}/nats_per_dim"
         values: dict[str, float] = {}
