@@ -1,8 +1,8 @@
 """What a training step costs beyond its network: ``python -m benchmarks.overhead``.
 
-Times the digits' training step three ways in turn, for some rounds: the bare network, loss, backward pass and
-optimizer; the same through `DDPM` and Lightning with the data module and all logging; and that with `EMA`. Prints
-medians and their ratios to the bare step.
+Trains the model of ``configs/digits.yaml`` through Lightning with data module and logging, and times within each
+step the network's forward pass, the backward pass, and clipping and optimizer. What is left is the cost of the module,
+the logging, the data and Lightning. Prints medians over the steps, without and with `EMA`.
 """
 
 import argparse
@@ -11,21 +11,66 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from typing import Any
 
 import lightning
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule
 
 from lit_ddpm import DDPM, X0MSE, KLWeighting, LogSNRSchedule, StratifiedTimesteps, UNet, VParametrization
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import DigitsDataModule
 from lit_ddpm.run_directory import RunLogger
 
+WARM_UP = 5  # steps left out
 
-def make_module() -> DDPM:
-    """The model of ``configs/digits.yaml``."""
-    return DDPM(
+
+class Clock(Callback):
+    """Milliseconds of each part of each step."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = defaultdict(list)
+        self.started: dict[str, float] = {}
+
+    def start(self, part: str) -> None:
+        """Notes the time at which `part` begins."""
+        self.started[part] = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """Adds the time since `part` began."""
+        self.parts[part].append(1000 * (time.perf_counter() - self.started[part]))
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        """Hooks into network and optimizer."""
+        network = pl_module.denoiser.network
+        network.register_forward_pre_hook(lambda *_: self.start("network forward"))
+        network.register_forward_hook(lambda *_: self.stop("network forward"))
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self.stop("clipping and optimizer"))
+
+    def on_before_backward(self, *_: Any) -> None:
+        """The backward pass begins."""
+        self.start("backward")
+
+    def on_after_backward(self, *_: Any) -> None:
+        """The backward pass ends."""
+        self.stop("backward")
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        """Clipping and the optimizer's own work begin."""
+        self.start("clipping and optimizer")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """A step lasts from the end of one to the end of the next, data included."""
+        if "step" in self.started:
+            self.stop("step")
+        self.start("step")
+
+
+def measure(batch_size: int, epochs: int, callbacks: list[Callback]) -> dict[str, float]:
+    """Median milliseconds of each part of a step."""
+    clock = Clock()
+    module = DDPM(
         network=UNet(width=32, dropout=0.05, fourier_features=[3, 4]),
         schedule=LogSNRSchedule(min=-6, max=8, num_steps=256),
         parametrization=VParametrization(),
@@ -33,79 +78,40 @@ def make_module() -> DDPM:
         timesteps=StratifiedTimesteps(),
         optimizer=lambda params: torch.optim.AdamW(params, lr=2e-3),
     )
-
-
-def bare(batch_size: int, steps: int) -> list[float]:
-    """Seconds a step of the network alone: forward, a mean squared error, backward, clipping, optimizer."""
-    network = make_module().denoiser.network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    x, t = torch.randn(batch_size, 1, 8, 8), torch.randint(1, 257, (batch_size,))
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        loss = (network(x, t) - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-class Clock(Callback):
-    """Seconds from the end of one step to the end of the next, data included."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *args: object) -> None:
-        """Notes the time."""
-        self.ends.append(time.perf_counter())
-
-
-def with_lightning(batch_size: int, steps: int, callbacks: Callable[[], list[Callback]]) -> list[float]:
-    """Seconds a step through the module, the data module, logging and `callbacks`."""
-    clock, directory = Clock(), tempfile.mkdtemp()
     trainer = lightning.Trainer(
         accelerator="cpu",
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        callbacks=[*callbacks(), clock],
-        logger=RunLogger(directory),
+        max_epochs=epochs,
+        gradient_clip_val=0.004,
+        callbacks=[*callbacks, clock],
+        logger=RunLogger(tempfile.mkdtemp()),
         log_every_n_steps=19,
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(make_module(), DigitsDataModule(batch_size=batch_size))
-    return [b - a for a, b in zip(clock.ends[:-1], clock.ends[1:], strict=True)]
+    trainer.fit(module, DigitsDataModule(batch_size=batch_size))
+    medians = {part: statistics.median(times[WARM_UP:]) for part, times in clock.parts.items()}
+    named = [clock.parts[part][WARM_UP + 1 :] for part in clock.parts if part != "step"]
+    rest = [step - sum(parts) for step, *parts in zip(clock.parts["step"][WARM_UP:], *named, strict=True)]
+    return medians | {"everything else": statistics.median(rest)}
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=38)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    arms: dict[str, Callable[[], list[float]]] = {
-        "network, backward, optimizer": lambda: bare(args.batch_size, args.steps),
-        "through DDPM and Lightning": lambda: with_lightning(args.batch_size, args.steps, list),
-        "and with EMA": lambda: with_lightning(args.batch_size, args.steps, lambda: [EMA(0.995)]),
-    }
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(args.rounds):
-        for name, run in arms.items():
-            times[name].append(statistics.median(run()[3:]))  # the first steps warm caches
-    first = times["network, backward, optimizer"]
-    print(f"median seconds a step, {args.rounds} rounds of {args.steps} steps, batch {args.batch_size}")
-    for name, values in times.items():
-        ratios = sorted(value / base for value, base in zip(values, first, strict=True))
-        middle = statistics.median(ratios)
-        print(f"{name:<32}{statistics.median(values):9.4f}  ratio {middle:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    measure(args.batch_size, 1, [])
+    plain, averaged = measure(args.batch_size, args.epochs, []), measure(args.batch_size, args.epochs, [EMA(0.995)])
+    print(f"median milliseconds a step, batch {args.batch_size}, {torch.get_num_threads()} threads")
+    print(f"{'part':<24}{'ms':>9}{'share':>8}{'with EMA':>11}{'share':>8}")
+    for part in ("network forward", "backward", "clipping and optimizer", "everything else", "step"):
+        shares = [f"{times[part] / times['step']:8.1%}" for times in (plain, averaged)]
+        print(f"{part:<24}{plain[part]:9.2f}{shares[0]}{averaged[part]:11.2f}{shares[1]}")
 
 
 if __name__ == "__main__":

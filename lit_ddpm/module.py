@@ -25,7 +25,7 @@ from lit_ddpm.parametrization import EpsParametrization, Parametrization
 from lit_ddpm.run_directory import run_directory
 from lit_ddpm.sampler import AncestralSampler, Sampler
 from lit_ddpm.schedule import LinearSchedule, Schedule
-from lit_ddpm.seeding import key_to_seed, training_seed
+from lit_ddpm.seeding import reseed, training_seed
 from lit_ddpm.timestep import TimestepSampler, UniformTimesteps
 
 EVALUATION_SEED = 0
@@ -187,7 +187,7 @@ class DDPM(LightningModule):
             self.image_shape = tuple(x_0.shape[1:])
         if batch_idx == 0 and (decoder := getattr(self.objective, "decoder", None)) is not None:
             decoder.check(x_0)
-        torch.manual_seed(key_to_seed("train", training_seed(), self.current_epoch, batch_idx, self.global_rank))
+        reseed(x_0.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         t, weight = self.timesteps.sample(len(x_0), self.denoiser.schedule.num_steps, None)
         pred = self.denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
         losses = self.objective(self.denoiser, pred)

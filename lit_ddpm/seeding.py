@@ -16,6 +16,13 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key_to_seed(*key))
 
 
+def reseed(device: torch.device, *key: int | str) -> None:
+    """Sets the global streams of the CPU and of `device` to a key; ``torch.manual_seed`` asks every backend, slowly."""
+    torch.default_generator.manual_seed(key_to_seed(*key))
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key_to_seed(*key))
+
+
 def training_seed() -> int:
     """The seed that Lightning's ``seed_everything`` was called with, or 0 if it was not."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
