@@ -205,6 +205,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", ".*recommended to use `Trainer\\(devices=1.*")  # repetitions are left out
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     try:
