@@ -376,8 +376,18 @@ class DDPM(LightningModule):
             self.save_hyperparameters(frame=frame)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what an image is like, and refuses to save after a loss that was not finite."""
+        """Adds what an image is like, and refuses to save a model that is broken.
+
+        Raises:
+            FloatingPointError: If the last loss or a weight is not finite.
+        """
         self._check_finite()
+        broken = [name for name, weight in self.named_parameters() if not bool(torch.isfinite(weight).all())]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} weights are not finite after step {self.global_step - 1}, the first is {broken[0]}: "
+                "no checkpoint was written, and those written before are kept."
+            )
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels
         checkpoint["unsaved_arguments"] = self._unsaved_arguments

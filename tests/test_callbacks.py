@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_ddpm import AncestralSampler
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleWriter
 from lit_ddpm.callbacks.sample_grid import image_grid
+from lit_ddpm.cli import Trainer
 from lit_ddpm.run_directory import RunLogger
 
 
@@ -99,6 +100,24 @@ def test_the_writer_refuses_a_directory_that_holds_anything(tmp_path):
     (tmp_path / "000000.png").touch()
     with pytest.raises(ValueError, match=r"is not empty.*--output_dir"):
         SampleWriter(tmp_path)
+
+
+def test_samples_are_shared_among_processes(tmp_path):
+    module = tiny_module()
+    module.image_shape = (1, 8, 8)
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        run = Trainer(
+            devices=devices,
+            strategy=strategy,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=".",
+        )
+        run.predict(module, num_samples=21, return_predictions=False, output_dir=str(tmp_path / str(devices)))
+    one, two = ((np.load(tmp_path / str(devices) / "samples.npz")["arr_0"]) for devices in (1, 2))
+    assert one.shape == (21, 8, 8, 1)
+    assert np.array_equal(one, two)
 
 
 def test_the_run_logger_goes_on_with_what_is_there(tmp_path):

@@ -231,13 +231,29 @@ class Poison(lightning.Callback):
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(tmp_path):
-    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
     run = trainer(max_epochs=5, callbacks=[Poison(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
     with pytest.raises(FloatingPointError, match=r"not finite at step 5, for t = \[\d.*learning rate 0.0002"):
         run.fit(tiny_module(), digits())
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert kept["global_step"] == 5
-    assert torch.load(sorted(tmp_path.glob("epoch*.ckpt"))[-1], weights_only=True)["global_step"] == 5
+    assert kept["global_step"] == 4
+
+
+class Explode(lightning.Callback):
+    """Makes the gradient of a step infinite, whose own loss is fine."""
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step == 3:
+            module.denoiser.network.conv.weight.grad.fill_(float("inf"))
+
+
+def test_broken_weights_are_not_saved_over_good_ones(tmp_path):
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1)
+    run = trainer(callbacks=[Explode(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
+    with pytest.raises(FloatingPointError, match=r"1 weights are not finite after step 3, .*conv\.weight.*kept"):
+        run.fit(tiny_module(), digits())
+    (path,) = tmp_path.glob("*.ckpt")
+    assert torch.load(path, weights_only=True)["global_step"] == 3
 
 
 # --- checkpoints
