@@ -101,6 +101,7 @@ class DDPMCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},  # a resumed run writes its configuration again
             trainer_class=Trainer,
             parser_class=OneLineParser,
+            parser_kwargs={"description": "Trains, measures and samples denoising diffusion models."},
             trainer_defaults={"default_root_dir": "runs/ddpm"},
             seed_everything_default=0,
             subclass_mode_model=True,
