@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,6 +35,14 @@ class Prediction:
     eps: Tensor
     output: Tensor
     x0_hat: Tensor
+
+    def select(self, rows: Tensor) -> "Prediction":
+        """The prediction of some of its samples, by their numbers (int64, on the CPU)."""
+        if len(rows) == len(self.t):
+            return self
+        on_device = rows.to(self.x_0.device)
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Prediction(**{name: x[rows if name == "t" else on_device] for name, x in tensors.items()})
 
 
 class Denoiser(nn.Module):

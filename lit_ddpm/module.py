@@ -3,7 +3,6 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from lit_ddpm.denoiser import Denoiser, Prediction, Variance
 from lit_ddpm.elbo import variational_bound
 from lit_ddpm.ledger import TERMS, Ledger, Report, histogram_nats
 from lit_ddpm.nn.unet import UNet
-from lit_ddpm.objective import X0MSE, KLWeighting, Objective, PosteriorKL, PredictionMSE, kl_constant
+from lit_ddpm.objective import Objective, PredictionMSE, kl_forms
 from lit_ddpm.parametrization import EpsParametrization, Parametrization
 from lit_ddpm.run_directory import run_directory
 from lit_ddpm.sampler import AncestralSampler, Sampler
@@ -199,25 +198,12 @@ class DDPM(LightningModule):
 
     @torch.no_grad()
     def _both_forms(self, pred: Prediction, weight: Tensor) -> dict[str, Tensor]:
-        """The two forms of the KL over the samples with t >= 2, from means and variances and from the x0-MSE.
-
-        ``form_gap`` is their largest relative difference: rounding, unless something is wrong.
-        """
+        """The two forms of the KL over the samples with t >= 2; ``form_gap`` is their largest relative difference."""
         rows = (pred.t >= 2).nonzero().flatten()
-        if len(rows) < len(pred.t):
-            on_device = rows.to(pred.x_0.device)
-            names = ("x_0", "x_t", "eps", "output", "x0_hat")
-            selected = {name: getattr(pred, name)[on_device] for name in names}
-            pred, weight = replace(pred, t=pred.t[rows], **selected), weight[rows]
         if len(rows) == 0:
             return {}
-        denoiser = self.denoiser
-        kl = PosteriorKL()(denoiser, pred)
-        x0_mse = X0MSE()(denoiser, pred)
-        w_t = KLWeighting()(denoiser, pred.t).to(kl)
-        constant = kl_constant(denoiser.schedule, pred.t, denoiser.variance).to(kl)
-        kl_from_x0_mse = w_t * x0_mse + constant
-        weight = weight.to(kl)
+        kl, kl_from_x0_mse, x0_mse = kl_forms(self.denoiser, pred.select(rows))
+        weight = weight[rows].to(kl)
         return {
             "train/kl": (weight * kl).mean(),
             "train/kl_from_x0_mse": (weight * kl_from_x0_mse).mean(),

@@ -165,6 +165,17 @@ class PredictionMSE(Objective):
         return ((pred.output - target) ** 2).flatten(1).mean(1)
 
 
+def kl_forms(denoiser: Denoiser, pred: Prediction) -> tuple[Tensor, Tensor, Tensor]:
+    """The KL of each sample by the full form and by the simplified one, and the x0-MSE, all ``[B]``, for t >= 2.
+
+    The first two are equal but for rounding; the second is ``w_t`` times the third, plus `kl_constant`.
+    """
+    x0_mse = X0MSE()(denoiser, pred)
+    w_t = kl_weight(denoiser.schedule, pred.t, denoiser.variance)
+    constant = kl_constant(denoiser.schedule, pred.t, denoiser.variance)
+    return PosteriorKL()(denoiser, pred), w_t.to(x0_mse) * x0_mse + constant.to(x0_mse), x0_mse
+
+
 def to_float64(x: Tensor) -> Tensor:
     """`x` in float64, or in float32 on a device that has no float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

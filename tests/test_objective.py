@@ -20,7 +20,7 @@ from lit_ddpm import (
     X0Parametrization,
     kl_weight,
 )
-from lit_ddpm.objective import kl_constant
+from lit_ddpm.objective import kl_constant, kl_forms
 
 
 def test_kl_weight_is_half_the_difference_of_the_snr(schedule):
@@ -64,6 +64,16 @@ def test_the_two_forms_are_equal(schedule, parametrization, variance):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * float(b.abs().max()))
+
+
+def test_both_forms_of_some_samples():
+    denoiser, pred = make(t=(2, 1, 500, 1000), variance="beta")
+    rows = (pred.t >= 2).nonzero().flatten()
+    kl, kl_from_x0_mse, x0_mse = kl_forms(denoiser, pred.select(rows))
+    torch.testing.assert_close(kl, kl_from_x0_mse, rtol=1e-10, atol=0)
+    torch.testing.assert_close(x0_mse, X0MSE()(denoiser, pred)[rows])
+    assert pred.select(rows).t.tolist() == [2, 500, 1000]
+    assert pred.select(torch.arange(4)) is pred
 
 
 def test_the_constant_of_the_beta_variance():
