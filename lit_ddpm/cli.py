@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
+from lit_ddpm.checkpoint import check_file
 from lit_ddpm.errors import BAD_INPUT, OneLineParser, is_about_input, stop
 from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import CONFIG, RunLogger, SaveRunConfig, check_run_directory, run_directory
@@ -130,7 +131,7 @@ class DDPMCLI(LightningCLI):
         if config.get("weights_only") is None:
             config.weights_only = True
         if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
-            check_checkpoint(Path(config.ckpt_path))
+            check_file(Path(config.ckpt_path))
         self._asked_for = config.model.clone()
 
     def before_instantiate_classes(self) -> None:
@@ -159,21 +160,6 @@ def _configured_loggers(loggers: Any, directory: str) -> list[Logger]:
     if loggers is None or loggers is True:
         return [TensorBoardLogger(directory, name="tensorboard", version="")] if find_spec("tensorboard") else []
     return list(loggers) if isinstance(loggers, list | tuple) else [loggers]
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raises a ValueError unless `path` is a whole checkpoint of Lightning that loads without running code."""
-    if not path.is_file():
-        raise ValueError(f"ckpt_path = {path}: there is no such file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = type(error).__name__
-        raise ValueError(
-            f"ckpt_path = {path} is truncated, or not a checkpoint that loads safely ({reason})."
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path = {path} holds no state_dict: it is no checkpoint of Lightning.")
 
 
 def _differences(asked: Any, used: Any, name: str = "") -> list[str]:

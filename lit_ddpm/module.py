@@ -9,11 +9,10 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_ddpm.configurable import as_config
+from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
 from lit_ddpm.denoiser import Denoiser, Prediction, Variance
 from lit_ddpm.elbo import variational_bound
@@ -338,12 +337,7 @@ class DDPM(LightningModule):
     # --- checkpoints
 
     def _save_arguments(self) -> None:
-        """Writes the constructor's arguments into ``hparams`` as plain data, so that checkpoints load safely.
-
-        Under LightningCLI they are its parsed configuration. In plain Python they are what the outermost constructor
-        was called with, each object as its ``class_path`` and ``init_args``; objects that cannot be written so are
-        named in the checkpoint, and have to be given to ``load_from_checkpoint`` again.
-        """
+        """Writes the constructor's arguments into ``hparams``, as LightningCLI parsed them or as plain data."""
         frame = inspect.currentframe()
         frame = frame.f_back if frame is not None else None
         self._unsaved_arguments: list[str] = []
@@ -351,53 +345,25 @@ class DDPM(LightningModule):
             self.save_hyperparameters("_instantiator", frame=frame)  # only LightningCLI has given this one
         except KeyError:
             assert frame is not None
-            hparams: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-            for name, value in collect_init_args(frame, [], classes=(LightningModule,))[-1].items():
-                try:
-                    hparams[name] = as_config(value)
-                except TypeError:
-                    self._unsaved_arguments.append(name)
+            hparams, self._unsaved_arguments = constructor_arguments(frame)
             self.save_hyperparameters(hparams, frame=frame)
         else:
             self.save_hyperparameters(frame=frame)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what an image is like, and refuses to save a model that is broken.
-
-        Raises:
-            FloatingPointError: If the last loss or a weight is not finite.
-        """
+        """Adds what an image is like, and refuses to save a model that is broken."""
         self._check_finite()
-        broken = [name for name, weight in self.named_parameters() if not bool(torch.isfinite(weight).all())]
-        if broken:
-            raise FloatingPointError(
-                f"{len(broken)} weights are not finite after step {self.global_step - 1}, the first is {broken[0]}: "
-                "no checkpoint was written, and those written before are kept."
-            )
+        check_weights_are_finite(self)
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels
         checkpoint["unsaved_arguments"] = self._unsaved_arguments
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores what an image is like, and checks that the weights fit the network.
-
-        Raises:
-            ValueError: If they do not, naming the first weight that differs.
-        """
+        """Checks that the weights fit the network, and restores what an image is like."""
+        check_weights_fit(self, checkpoint)
         shape = checkpoint.get("image_shape")
         self.image_shape = self.image_shape if shape is None else tuple(shape)
         self._data_levels = checkpoint.get("levels")
-        ours = {name: list(value.shape) for name, value in self.state_dict().items()}
-        theirs = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
-        different = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
-        if different:
-            name = different[0]
-            unsaved = [a for a in checkpoint.get("unsaved_arguments", []) if a not in ("optimizer", "lr_scheduler")]
-            hint = f" (saved without its {', '.join(unsaved)}: pass them to load_from_checkpoint)" if unsaved else ""
-            raise ValueError(
-                f"the checkpoint does not fit the network{hint}: {len(different)} weights differ, the first is {name}, "
-                f"{theirs.get(name, 'absent')} in the checkpoint and {ours.get(name, 'absent')} in the network."
-            )
 
 
 class _Factory:

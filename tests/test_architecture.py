@@ -14,13 +14,13 @@ ORDER = [
     {"parametrization"},
     {"denoiser", "decoder", "timestep"},
     {"objective", "elbo", "sampler"},
-    {"ledger", "nn", "data", "run_directory"},
+    {"ledger", "nn", "data", "run_directory", "checkpoint"},
     {"module"},
     {"callbacks"},
     {"errors"},
     {"cli"},
 ]
-LIGHTNING = {"module", "data", "callbacks", "cli", "run_directory", "errors"}
+LIGHTNING = {"module", "data", "callbacks", "cli", "run_directory", "checkpoint", "errors"}
 
 
 def imports():
