@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -14,7 +14,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 from lit_ddpm.checkpoint import check_file
@@ -77,8 +77,9 @@ class Trainer(lightning.Trainer):
                 raise ValueError(f"num_samples = {num_samples} must be at least 1.")
             size = model.sampler.chunk_size
             chunks = [torch.tensor([seed, i, min(size, num_samples - i)]) for i in range(0, num_samples, size)]
-            dataloaders = DataLoader(chunks, batch_size=1, collate_fn=_only_item)  # type: ignore[arg-type]
+            dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
             directory = Path(output_dir) if output_dir is not None else run_directory(self) / "predict"
+            # mypy does not see the list, which Lightning sets from outside the class
             self.callbacks.append(SampleWriter(directory))  # type: ignore[attr-defined]
         return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
 

@@ -27,6 +27,7 @@ class Configurable:
         """Wraps the constructor of each subclass; the outermost one called is the one remembered."""
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
+            # mypy has no type for replacing a constructor
             cls.__init__ = _remember_call(cls.__init__)  # type: ignore[method-assign]
 
 

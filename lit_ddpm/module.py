@@ -143,6 +143,7 @@ class DDPM(LightningModule):
         self._data_levels = self.decoder.levels
         if getattr(self.objective, "decoder", self.decoder) is None:
             self.objective = copy.copy(self.objective)
+            # any objective may have a decoder, and not every one has
             self.objective.decoder = self.decoder  # type: ignore[attr-defined]
         if levels and self.decoder.levels not in (None, levels):
             raise ValueError(
