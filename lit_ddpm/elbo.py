@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lit_ddpm.decoder import Decoder
 from lit_ddpm.denoiser import Denoiser, evaluating
-from lit_ddpm.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
+from lit_ddpm.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
 from lit_ddpm.seeding import keyed_generator
 
 BLOCK = 16  # timesteps whose noise is drawn at once; a part of how noise follows from (seed, index)
@@ -115,20 +115,19 @@ def variational_bound(
     indices = range(len(x_0)) if index is None else [int(i) for i in index]
     if len(indices) != len(x_0):
         raise ValueError(f"index must hold one number an image, {len(x_0)}, not {len(indices)}.")
-    work = torch.float32 if x_0.device.type == "mps" else torch.float64
-    clean = x_0.to(work)
+    clean = to_float64(x_0)
 
-    diffusion = previous = torch.zeros(len(x_0), dtype=work, device=x_0.device)
-    profile = torch.zeros(num_kl, dtype=work, device=x_0.device)
+    diffusion = previous = torch.zeros(len(x_0), dtype=clean.dtype, device=clean.device)
+    profile = torch.zeros(num_kl, dtype=clean.dtype, device=clean.device)
     differences = [diffusion[:0]]
-    squared_differences = torch.zeros((), dtype=work, device=x_0.device)
+    squared_differences = torch.zeros((), dtype=clean.dtype, device=clean.device)
     with evaluating(denoiser):
         prior = gaussian_kl(
             q_marginal(schedule, clean, schedule.num_steps), Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
         )
         for k, (t, eps) in enumerate(_noised_timesteps(x_0, indices, seed, calls, num_kl)):
-            x_t = q_marginal(schedule, clean, t).sample(eps.to(work))
-            x0_hat = denoiser(x_t.to(x_0.dtype), t, **cond).to(work)
+            x_t = q_marginal(schedule, clean, t).sample(eps.to(clean))
+            x0_hat = denoiser(x_t.to(x_0.dtype), t, **cond).to(clean)
             p = denoiser.p_given_x0_hat(x_t, x0_hat, t)
             if k == 0:  # t = 1
                 reconstruction = _per_image(-decoder.log_prob(clean, p))

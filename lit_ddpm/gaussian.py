@@ -105,3 +105,8 @@ def q_posterior(
     """
     c = posterior_coefficients(schedule, t, s)
     return Gaussian(expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x_0, expand_like(c.var, x_t))
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """`x` in float64, or in float32 on a device that has no float64."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

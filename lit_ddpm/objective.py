@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_ddpm.configurable import Configurable
 from lit_ddpm.decoder import Decoder
 from lit_ddpm.denoiser import Denoiser, Prediction, Variance, check_variance, model_variance
-from lit_ddpm.gaussian import gaussian_kl, posterior_coefficients, q_posterior
+from lit_ddpm.gaussian import gaussian_kl, posterior_coefficients, q_posterior, to_float64
 from lit_ddpm.schedule import Schedule
 
 
@@ -174,8 +174,3 @@ def kl_forms(denoiser: Denoiser, pred: Prediction) -> tuple[Tensor, Tensor, Tens
     w_t = kl_weight(denoiser.schedule, pred.t, denoiser.variance)
     constant = kl_constant(denoiser.schedule, pred.t, denoiser.variance)
     return PosteriorKL()(denoiser, pred), w_t.to(x0_mse) * x0_mse + constant.to(x0_mse), x0_mse
-
-
-def to_float64(x: Tensor) -> Tensor:
-    """`x` in float64, or in float32 on a device that has no float64."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
