@@ -22,6 +22,7 @@ SMALL = [
     "--model.network.num_blocks=1",
     "--model.network.head_channels=8",
     "--model.schedule.num_steps=64",
+    "--model.sampler.num_steps=16",
     "--model.num_val_timesteps=4",
     "--data.eval_batch_size=360",
     "--trainer.enable_progress_bar=false",
