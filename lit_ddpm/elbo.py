@@ -34,8 +34,8 @@ class Bound:
         diffusion: The sum of the KL terms over t = 2..T, or its unbiased estimate, ``[B]``.
         reconstruction: ``-log p(x_0|x_1)`` by the decoder, ``[B]``.
         differences: How much the KL terms of neighbouring timesteps differ: the mean over the images for each pair of
-            them, scaled as in `diffusion`, ``[ceil((num_calls - 1) / 2)]``. With `squared_differences` it tells how
-            much of `diffusion` is noise: see `noise_variance`.
+            them, scaled as in `diffusion`, ``[num_calls // 2]``, none for two calls. With `squared_differences` it
+            tells how much of `diffusion` is noise: see `noise_variance`.
         squared_differences: The sum over the pairs of the mean of the squared difference, a scalar.
         profile: The mean over the images of each KL term, t = 2..T, ``[T - 1]``; it sums to the mean of `diffusion`.
         dims: The number of dimensions of an image.

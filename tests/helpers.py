@@ -7,7 +7,7 @@ import lightning
 from conftest import TinyNetwork
 
 from lit_ddpm import DDPM, AncestralSampler, LogSNRSchedule, VParametrization
-from lit_ddpm.data import DigitsDataModule
+from lit_ddpm.data import DigitsDataModule, ImageTensors
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", ".*(does not have many workers|lower than or equal to|log_every_n_steps|LeafSpec).*")
@@ -27,6 +27,15 @@ def tiny_module(**kwargs) -> DDPM:
 
 def digits(**kwargs) -> DigitsDataModule:
     return DigitsDataModule(**{"batch_size": 256, **kwargs})
+
+
+class Few(DigitsDataModule):
+    """The digits with 50 images to validate and 50 to test."""
+
+    def splits(self) -> dict[str, ImageTensors]:
+        splits = super().splits()
+        few = {name: ImageTensors(splits[name].images[:50], splits[name].labels[:50]) for name in ("val", "test")}
+        return splits | few
 
 
 def trainer(**kwargs) -> lightning.Trainer:

@@ -3,7 +3,7 @@
 import lightning
 import pytest
 import torch
-from helpers import digits, tiny_module, trainer
+from helpers import Few, digits, tiny_module, trainer
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_ddpm import DDPM
@@ -46,6 +46,14 @@ def close(a, b):
     return torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-7)
 
 
+def assert_holds_both(path, watch):
+    checkpoint = torch.load(path, weights_only=True)
+    name = "denoiser.network.conv.weight"
+    assert checkpoint["weights"] == {"state_dict": "average", "current_model_state": "raw", "decay": watch.decay}
+    assert close(checkpoint["state_dict"][name], watch.average)
+    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+
+
 def fitted(decay=0.9, after=(), **kwargs):
     watch, ema = Watch(decay), EMA(decay)
     run = trainer(callbacks=[ema, watch, *after], **kwargs)
@@ -80,11 +88,7 @@ def test_one_update_an_optimizer_step_under_accumulation():
 def test_a_checkpoint_holds_both_and_says_which_is_which(tmp_path):
     saver = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="epoch", every_n_epochs=1)
     _, _, watch, _ = fitted(after=[saver], max_epochs=1, enable_checkpointing=True)
-    checkpoint = torch.load(tmp_path / "epoch.ckpt", weights_only=True)
-    name = "denoiser.network.conv.weight"
-    assert checkpoint["weights"] == {"state_dict": "average", "current_model_state": "raw", "decay": 0.9}
-    assert close(checkpoint["state_dict"][name], watch.average)
-    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+    assert_holds_both(tmp_path / "epoch.ckpt", watch)
 
 
 class SaveDuringValidation(lightning.Callback):
@@ -111,19 +115,13 @@ def test_a_checkpoint_from_within_validation_is_not_swapped(callback):
     else:
         run.fit(module, digits())
     path = "inside.ckpt" if isinstance(callback, SaveDuringValidation) else "exception.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    name = "denoiser.network.conv.weight"
-    assert close(checkpoint["state_dict"][name], watch.average)
-    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+    assert_holds_both(path, watch)
 
 
 def test_saving_after_the_fit_keeps_both():
     run, _, watch, _ = fitted()
     run.save_checkpoint("after.ckpt")
-    checkpoint = torch.load("after.ckpt", weights_only=True)
-    name = "denoiser.network.conv.weight"
-    assert close(checkpoint["state_dict"][name], watch.average)
-    assert torch.equal(checkpoint["current_model_state"][name], watch.seen["train"])
+    assert_holds_both("after.ckpt", watch)
 
 
 def test_everything_after_a_fit_uses_the_average():
@@ -132,21 +130,14 @@ def test_everything_after_a_fit_uses_the_average():
     foreign = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
     loader = torch.utils.data.DataLoader([torch.tensor([0, 0, 2])], batch_size=None)
     for path in (None, "after.ckpt"):  # the trap: with a path, the trainer that fitted ran the raw weights
-        run.test(module, Small(), ckpt_path=path, verbose=False, weights_only=True)
-        run.validate(module, Small(), ckpt_path=path, verbose=False, weights_only=True)
+        run.test(module, Few(), ckpt_path=path, verbose=False, weights_only=True)
+        run.validate(module, Few(), ckpt_path=path, verbose=False, weights_only=True)
         run.predict(module, loader, ckpt_path=path, weights_only=True)
         for stage in ("test", "validation", "predict"):
             assert close(watch.seen[stage], watch.average), stage
     other = trainer(callbacks=[EMA(0.5)])
-    other.test(foreign, Small(), ckpt_path="after.ckpt", verbose=False, weights_only=True)
+    other.test(foreign, Few(), ckpt_path="after.ckpt", verbose=False, weights_only=True)
     assert close(weight(foreign), watch.average)
-
-
-class Small(type(digits())):
-    def splits(self):
-        from lit_ddpm.data import ImageTensors
-
-        return {k: ImageTensors(s.images[:8], s.labels[:8]) for k, s in super().splits().items()}
 
 
 def test_load_from_checkpoint_gives_the_average():
