@@ -51,6 +51,11 @@ class DDPM(LightningModule):
             less. Testing always uses all.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes a learning-rate scheduler, stepped after every optimizer step, from the optimizer.
+
+    Attributes:
+        image_shape: The shape of an image, ``(C, H, W)``; None until the module has seen data.
+        averaged: Whether the weights that it holds now are averaged ones, see `EMA`.
+        loaded_step: The optimizer steps behind the checkpoint that it was loaded from.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class DDPM(LightningModule):
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
         self.num_val_timesteps = num_val_timesteps
         self.image_shape: tuple[int, ...] | None = None
+        self.averaged = False
+        self.loaded_step = 0
         self._data_levels: int | None = None
         self._make_optimizer = _Factory(optimizer)
         self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
@@ -232,6 +239,10 @@ class DDPM(LightningModule):
         """Forgets the loss of a fit that failed."""
         self._unchecked = None
 
+    def on_train_start(self) -> None:
+        """The weights that training goes on from are no average, whatever the checkpoint's were."""
+        self.averaged = False
+
     def on_validation_start(self) -> None:
         """Stops before a validation of broken weights."""
         self._check_finite()
@@ -364,6 +375,8 @@ class DDPM(LightningModule):
         check_weights_fit(self, checkpoint)
         shape = checkpoint.get("image_shape")
         self.image_shape = self.image_shape if shape is None else tuple(shape)
+        self.averaged = "weights" in checkpoint
+        self.loaded_step = checkpoint.get("global_step", 0)
         self._data_levels = checkpoint.get("levels")
 
 

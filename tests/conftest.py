@@ -47,10 +47,20 @@ COMBINATIONS = [
 def _clean_environment(monkeypatch, tmp_path):
     """Each test in a directory of its own, as one process of one, without the seed of another test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     for name in [
         n for n in os.environ if n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED") or "MASTER_" in n
     ]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def forks():
+    """For tests whose processes fork: OpenMP's threads do not survive that, and the child would wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=SCHEDULES, ids=str)

@@ -13,7 +13,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", ".*(does not have many workers|lower than or equal to|log_every_n_steps|LeafSpec).*")
 
 
-def tiny_module(**kwargs) -> DDPM:
+def tiny_module(kind=DDPM, **kwargs) -> DDPM:
     lightning.seed_everything(0, verbose=False)
     defaults = {
         "network": TinyNetwork(num_steps=20),
@@ -22,7 +22,7 @@ def tiny_module(**kwargs) -> DDPM:
         "sampler": AncestralSampler(chunk_size=8),
         "num_val_timesteps": 4,
     }
-    return DDPM(**{**defaults, **kwargs})
+    return kind(**{**defaults, **kwargs})
 
 
 def digits(**kwargs) -> DigitsDataModule:

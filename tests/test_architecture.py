@@ -14,7 +14,7 @@ ORDER = [
     {"parametrization"},
     {"denoiser", "decoder", "timestep"},
     {"objective", "elbo", "sampler"},
-    {"ledger", "nn", "data", "run_directory", "checkpoint"},
+    {"ledger", "nn", "data", "features", "metrics", "run_directory", "checkpoint"},
     {"module"},
     {"callbacks"},
     {"errors"},
@@ -38,7 +38,7 @@ def test_imports_run_one_way():
         if name.startswith("lit_ddpm.") and room not in ("__init__", "__main__"):
             other = name.split(".")[1]
             assert level[other] < level[room] or other == room, (room, other)
-            if room in ("nn", "data"):
+            if room in ("nn", "data", "features", "metrics"):
                 assert other in (room, "configurable", "seeding"), f"{room} imports the mathematics: {other}"
 
 

@@ -30,6 +30,7 @@ def test_the_grid_is_drawn_every_n_epochs_and_at_the_end():
     assert picture.std() > 20
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_the_grid_is_the_same_on_any_number_of_processes(devices):
     grids = []
@@ -102,6 +103,7 @@ def test_the_writer_refuses_a_directory_that_holds_anything(tmp_path):
         SampleWriter(tmp_path)
 
 
+@pytest.mark.usefixtures("forks")
 def test_samples_are_shared_among_processes(tmp_path):
     module = tiny_module()
     module.image_shape = (1, 8, 8)

@@ -82,6 +82,8 @@ def test_a_run_is_one_directory_with_everything_in_it(run):
     columns = set(metrics(run)[0])
     assert {"train/loss", "train/kl", "train/kl_from_x0_mse", "train/form_gap", "train/x0_mse"} <= columns
     assert {"val/bpd", "val/bpd_prior", "val/bpd_diffusion", "val/bpd_reconstruction", "val/bpd_se_noise"} <= columns
+    assert {f"sample/{name}_digits" for name in ("fid", "kid", "kid_std", "is")} <= columns
+    assert json.loads((run / "sample_metrics.jsonl").read_text())["protocol"]["weights"] == "averaged"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["objective"]["class_path"] == "lit_ddpm.X0MSE"
     assert any((run / "tensorboard").iterdir())
@@ -107,6 +109,12 @@ def test_a_checkpoint_alone_is_enough_to_test_it(run, monkeypatch, tmp_path, cap
     for word in ("prior", "diffusion", "reconstruction", "total", "± images", "± noise", "per-pixel histogram"):
         assert word in table
     assert "360 images, 64 network calls an image" in table
+    assert "1,000 generated and 1,257 real images" in table
+    evaluations = [json.loads(line) for line in (here / "sample_metrics.jsonl").read_text().splitlines()]
+    assert [entry["command"] for entry in evaluations] == ["fit", "test", "test", "test"]
+    assert evaluations[1] == evaluations[2]
+    step = torch.load(here / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    assert [entry["global_step"] for entry in evaluations] == [3, step, step, step]
     terms = results[0]["terms"]
     parts = sum(terms[name]["value"] for name in ("prior", "diffusion", "reconstruction"))
     assert terms["total"]["value"] == pytest.approx(parts, abs=1e-9)
@@ -169,9 +177,43 @@ def test_load_from_checkpoint_gives_samples_in_python(run):
     assert module.sample(2, seed=0).shape == (2, 1, 8, 8)
 
 
+EXTRACTOR = """
+trainer:
+  callbacks:
+    - class_path: lit_ddpm.callbacks.SampleMetrics
+      init_args:
+        extractor:
+          class_path: test_cli.Brightness
+          init_args: {bins: 3}
+        num_val_samples: 32
+        val_sampler: {class_path: lit_ddpm.AncestralSampler, init_args: {num_steps: 4}}
+"""
+
+
+class Brightness(torch.nn.Module):
+    name = "brightness"
+
+    def __init__(self, bins: int = 2):
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, images):
+        return images.flatten(1).float().quantile(torch.linspace(0, 1, self.bins), dim=1).T
+
+
+def test_an_extractor_of_a_users_own_is_named_in_yaml():
+    Path("extractor.yaml").write_text(EXTRACTOR)
+    main([*DIGITS, "--config", "extractor.yaml", *SMALL, "--trainer.max_epochs=10", "--trainer.limit_train_batches=1"])
+    values = [row["sample/fid_brightness"] for row in metrics(Path("runs/digits")) if row["sample/fid_brightness"]]
+    assert len(values) == 1
+    assert "sample/is_brightness" not in metrics(Path("runs/digits"))[0]
+
+
 # --- bad input
 
 DIGITS = ["fit", "--config", str(CONFIGS / "digits.yaml")]
+METRICS = [*DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.SampleMetrics"]
+INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +237,13 @@ DIGITS = ["fit", "--config", str(CONFIGS / "digits.yaml")]
         ([*DIGITS, "--data.batch_size=5000"], "batch_size = 5000"),
         ([*DIGITS, "--trainer.accelerator=gpu"], "gpu"),
         ([*DIGITS, "--trainer.no_such_thing=1"], "trainer.no_such_thing"),
+        ([*METRICS, "--trainer.callbacks.num_samples=1"], "num_samples = 1 of SampleMetrics must be at least 2"),
+        ([*METRICS, "--trainer.callbacks.num_sample=9"], "'num_sample' is not accepted"),
+        ([*METRICS, "--trainer.callbacks.extractor=NoSuchFeatures"], "extractor.*NoSuchFeatures"),
+        (
+            [*METRICS, "--trainer.callbacks.extractor=InceptionFeatures", *INCEPTION],
+            r"weights_path = nowhere.pth of InceptionFeatures: there is no such file",
+        ),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "ckpt_path = nowhere.ckpt: there is no such file"),
         (["train"], "train.*fit.*predict"),

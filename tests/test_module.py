@@ -131,6 +131,7 @@ def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
     assert same_weights(full.callbacks[0]._average_model, second.callbacks[0]._average_model)
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_the_bound_is_the_same_on_any_number_of_processes(devices):
     """50 images on 3 processes in batches of 7: a repeated image makes the shares equal, and must not count."""

@@ -2,6 +2,7 @@
 
 from lit_ddpm.callbacks.ema import EMA
 from lit_ddpm.callbacks.sample_grid import SampleGrid
+from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 
-__all__ = ["EMA", "SampleGrid", "SampleWriter"]
+__all__ = ["EMA", "SampleGrid", "SampleMetrics", "SampleWriter"]

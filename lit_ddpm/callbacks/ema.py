@@ -9,6 +9,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_ddpm.module import DDPM
+
 
 class EMA(WeightAveraging):
     """Averages the weights over optimizer steps; everything but the training steps uses the average.
@@ -58,6 +60,8 @@ class EMA(WeightAveraging):
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
+        if isinstance(pl_module, DDPM):
+            pl_module.averaged = self._swapped
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the average into the module while a fit validates."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lit_ddpm.callbacks.sharing import draw
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import run_directory
@@ -73,7 +74,10 @@ class SampleGrid(Callback):
         if self._drawn_at == trainer.global_step:
             return
         self._drawn_at = trainer.global_step
-        images = self._sample(trainer, pl_module)
+        sampler = self.sampler or pl_module.sampler
+        images = torch.cat(
+            draw(trainer, pl_module, self.num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
+        )
         path = run_directory(trainer) / "samples" / f"step_{trainer.global_step:07d}.png"
         if not trainer.is_global_zero:
             return
@@ -86,20 +90,6 @@ class SampleGrid(Callback):
                 logger.experiment.add_image("sample/grid", picture, trainer.global_step)
             elif isinstance(logger, WandbLogger):
                 logger.log_image("sample/grid", [pil_image])
-
-    def _sample(self, trainer: Trainer, module: DDPM) -> Tensor:
-        """All images on every process; whole chunks are dealt to the processes in turn."""
-        sampler = self.sampler or module.sampler
-        firsts = range(0, self.num_images, sampler.chunk_size)
-        mine = {}
-        for first in firsts[trainer.global_rank :: trainer.world_size]:
-            count = min(sampler.chunk_size, self.num_images - first)
-            mine[first] = module.sample(count, self.seed, first, sampler=sampler).cpu()
-        shares = [mine]
-        if trainer.world_size > 1:
-            shares = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(shares, mine)
-        return torch.cat([share[first] for first in firsts for share in shares if first in share])
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:

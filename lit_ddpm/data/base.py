@@ -1,8 +1,10 @@
 """Image data modules: uint8 until they are on the device, in [-1, 1] after."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -90,7 +92,7 @@ class ImageDataModule(LightningDataModule):
             ValueError: If there are fewer images than a batch has.
         """
         images = self._splits["train"]
-        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        replicas, rank = self._processes()
         if len(images) < self.batch_size * replicas:
             raise ValueError(
                 f"batch_size = {self.batch_size} on {replicas} process(es) is more than the "
@@ -114,6 +116,26 @@ class ImageDataModule(LightningDataModule):
     def _eval_dataloader(self, split: str) -> DataLoader[Batch]:
         return DataLoader(self._splits[split], batch_size=self.eval_batch_size, collate_fn=_already_collated)
 
+    def reference_dataloader(self) -> DataLoader[Batch]:
+        """The training images in order, in [-1, 1] and never augmented: what generated images are compared with.
+
+        Whole batches are dealt to the processes in turn.
+        """
+        images = self._splits["train"]
+        replicas, rank = self._processes()
+        size = self.eval_batch_size
+        batches = [list(range(first, min(first + size, len(images)))) for first in range(0, len(images), size)]
+        collate = partial(_collate_in_range, levels=self.levels)
+        return DataLoader(images, batch_sampler=batches[rank::replicas], collate_fn=collate)
+
+    def fingerprint(self) -> str:
+        """Tells these training images from others, for what is kept about them."""
+        images = self._splits["train"].images
+        return f"{type(self).__name__} {hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()}"
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Maps grey levels to [-1, 1], on the device."""
         images, labels = batch
@@ -123,6 +145,10 @@ class ImageDataModule(LightningDataModule):
         """How often each pixel has each level in the training split: int64 ``[levels, C, H, W]``."""
         images = self._splits["train"].images
         return torch.stack([(images == level).sum(0) for level in range(self.levels)])
+
+
+def _collate_in_range(batch: Batch, levels: int) -> Batch:
+    return to_float(batch[0], levels), batch[1]
 
 
 def _already_collated(batch: Any) -> Batch:
