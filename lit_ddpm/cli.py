@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import uuid
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import lightning
 import torch
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 from lit_ddpm.checkpoint import check_file
-from lit_ddpm.errors import BAD_INPUT, OneLineParser, is_about_input, stop
+from lit_ddpm.errors import OneLineParser, sentence_of, stop
 from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import CONFIG, RunLogger, SaveRunConfig, check_run_directory, run_directory
 
@@ -139,6 +141,7 @@ class DDPMCLI(LightningCLI):
         """Checks the run's directory, and says what a checkpoint overrules."""
         command = self.config.subcommand
         config = self.config[command]
+        _complete_wandb_loggers(config.trainer)
         if command == "fit":
             differ = _differences(self._asked_for.as_dict(), config.model.as_dict())
             if differ:
@@ -155,6 +158,18 @@ class DDPMCLI(LightningCLI):
             directory = config["default_root_dir"]
             kwargs["logger"] = [RunLogger(directory), *_configured_loggers(loggers, directory)]
         return super().instantiate_trainer(**kwargs)
+
+
+def _complete_wandb_loggers(trainer: Namespace) -> None:
+    """Has W&B write into the run's directory, under an id that its configuration keeps for later commands."""
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("WandbLogger"):
+            arguments = logger.init_args
+            if not arguments.get("id") and not arguments.get("version"):
+                arguments.id = uuid.uuid4().hex[:12]
+            if arguments.get("save_dir") == ".":
+                arguments.save_dir = trainer.default_root_dir
 
 
 def _configured_loggers(loggers: Any, directory: str) -> list[Logger]:
@@ -198,7 +213,8 @@ def main(args: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     try:
         DDPMCLI(with_config_of_run(sys.argv[1:] if args is None else args))
-    except BAD_INPUT as error:
-        if not is_about_input(error):
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
             raise
-        stop(str(error))
+        stop(sentence)

@@ -38,6 +38,8 @@ class Bound:
             tells how much of `diffusion` is noise: see `noise_variance`.
         squared_differences: The sum over the pairs of the mean of the squared difference, a scalar.
         profile: The mean over the images of each KL term, t = 2..T, ``[T - 1]``; it sums to the mean of `diffusion`.
+        visits: How many network calls were at t, for t = 1..T, ``[T]``.
+        squared_error: The sum over those calls of ``|x0_hat - x_0|^2`` per dimension, ``[T]``.
         dims: The number of dimensions of an image.
         num_calls: The number of network calls an image.
     """
@@ -48,6 +50,8 @@ class Bound:
     differences: Tensor
     squared_differences: Tensor
     profile: Tensor
+    visits: Tensor
+    squared_error: Tensor
     dims: int
     num_calls: int
 
@@ -119,6 +123,8 @@ def variational_bound(
 
     diffusion = previous = torch.zeros(len(x_0), dtype=clean.dtype, device=clean.device)
     profile = torch.zeros(num_kl, dtype=clean.dtype, device=clean.device)
+    visits = torch.zeros(schedule.num_steps, dtype=clean.dtype, device=clean.device)
+    squared_error = torch.zeros_like(visits)
     differences = [diffusion[:0]]
     squared_differences = torch.zeros((), dtype=clean.dtype, device=clean.device)
     with evaluating(denoiser):
@@ -129,12 +135,15 @@ def variational_bound(
             x_t = q_marginal(schedule, clean, t).sample(eps.to(clean))
             x0_hat = denoiser(x_t.to(x_0.dtype), t, **cond).to(clean)
             p = denoiser.p_given_x0_hat(x_t, x0_hat, t)
+            row = (t - 1).to(x_0.device)
+            visits.index_add_(0, row, torch.ones_like(diffusion))
+            squared_error.index_add_(0, row, ((x0_hat - clean) ** 2).flatten(1).mean(1))
             if k == 0:  # t = 1
                 reconstruction = _per_image(-decoder.log_prob(clean, p))
                 continue
             kl = _per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p))
             diffusion = diffusion + kl
-            profile.index_add_(0, (t - 2).to(x_0.device), kl)
+            profile.index_add_(0, row - 1, kl)
             # Terms 1 and 2, 3 and 4, ...; a last one left over meets the one before it, and counts half.
             if k > 1 and (k % 2 == 0 or k == calls - 1):
                 difference = (kl - previous) / (1 if k % 2 == 0 else math.sqrt(2))
@@ -149,6 +158,8 @@ def variational_bound(
         differences=(torch.cat(differences) * scale).double().cpu(),
         squared_differences=(squared_differences * scale**2).double().cpu(),
         profile=(profile * scale / len(x_0)).double().cpu(),
+        visits=visits.double().cpu(),
+        squared_error=squared_error.double().cpu(),
         dims=x_0[0].numel(),
         num_calls=calls,
     )

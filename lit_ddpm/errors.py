@@ -30,6 +30,15 @@ def is_about_input(error: BaseException) -> bool:
     return isinstance(error, BAD_INPUT) and (isinstance(error, OSError) or module.split(".")[0] in LIBRARIES)
 
 
+def sentence_of(error: BaseException) -> str | None:
+    """What to tell a user about an error, or None if it is no bad input."""
+    if type(error).__module__.startswith("wandb.errors"):
+        return (
+            f"W&B cannot start ({error}): log in with `wandb login`, or keep the run on disk with WANDB_MODE=offline."
+        )
+    return str(error) if is_about_input(error) else None
+
+
 class OneLineParser(LightningArgumentParser):
     """A parser whose errors are one sentence: which setting, and what is wrong with it."""
 

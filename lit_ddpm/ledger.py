@@ -42,6 +42,8 @@ class Report:
         num_images: The number of images.
         num_calls: The number of network calls an image.
         profile: Each KL term for t = 2..T; they sum to the diffusion term.
+        visits: How many network calls were at t, for t = 1..T.
+        x0_mse: The mean of ``|x0_hat - x_0|^2`` per dimension for t = 1..T, None where there was no call.
     """
 
     unit: str
@@ -50,6 +52,12 @@ class Report:
     num_images: int
     num_calls: int
     profile: list[float]
+    visits: list[int]
+    x0_mse: list[float | None]
+
+    def key(self, split: str) -> str:
+        """The name that the total is logged by."""
+        return f"{split}/bpd" if self.unit == "bits/dim" else f"{split}/nats_per_dim"
 
     def save(self, path: Path) -> None:
         """Writes the report as JSON."""
@@ -94,6 +102,8 @@ class Ledger:
             "differences": (num_calls // 2 if num_calls > 2 else 0,),
             "squared_differences": (),
             "profile": (num_steps - 1,),
+            "visits": (num_steps,),
+            "squared_error": (num_steps,),
             "baseline": (2,),
         }
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -110,6 +120,8 @@ class Ledger:
             "differences": bound.differences * count,
             "squared_differences": bound.squared_differences * count,
             "profile": bound.profile * count,
+            "visits": bound.visits,
+            "squared_error": bound.squared_error,
         }
         if baseline is not None:
             baseline = baseline.double().cpu()
@@ -152,6 +164,8 @@ class Ledger:
             num_images=count,
             num_calls=self.num_calls,
             profile=(sums["profile"] / count * scale).tolist(),
+            visits=[int(n) for n in sums["visits"]],
+            x0_mse=[float(e / n) if n else None for e, n in zip(sums["squared_error"], sums["visits"], strict=True)],
         )
 
 

@@ -3,20 +3,19 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
 from lit_ddpm.denoiser import Denoiser, Prediction, Variance
-from lit_ddpm.elbo import variational_bound
-from lit_ddpm.ledger import TERMS, Ledger, Report, histogram_nats
+from lit_ddpm.evaluation import BoundEvaluation, Split
+from lit_ddpm.ledger import TERMS, Report
 from lit_ddpm.nn.unet import UNet
 from lit_ddpm.objective import Objective, PredictionMSE, kl_forms
 from lit_ddpm.parametrization import EpsParametrization, Parametrization
@@ -25,9 +24,6 @@ from lit_ddpm.sampler import AncestralSampler, Sampler
 from lit_ddpm.schedule import LinearSchedule, Schedule
 from lit_ddpm.seeding import reseed, training_seed
 from lit_ddpm.timestep import TimestepSampler, UniformTimesteps
-
-EVALUATION_SEED = 0
-"""The bound's noise is the same whatever seed trained a model, so that models meet the same questions."""
 
 
 class DDPM(LightningModule):
@@ -56,6 +52,8 @@ class DDPM(LightningModule):
         image_shape: The shape of an image, ``(C, H, W)``; None until the module has seen data.
         averaged: Whether the weights that it holds now are averaged ones, see `EMA`.
         loaded_step: The optimizer steps behind the checkpoint that it was loaded from.
+        last_kl: The timesteps and the KL in nats per dimension of the last training batch's samples with t >= 2.
+        last_report: What the last validation or test found.
     """
 
     def __init__(
@@ -93,6 +91,8 @@ class DDPM(LightningModule):
         self.image_shape: tuple[int, ...] | None = None
         self.averaged = False
         self.loaded_step = 0
+        self.last_kl: tuple[Tensor, Tensor] | None = None
+        self.last_report: Report | None = None
         self._data_levels: int | None = None
         self._make_optimizer = _Factory(optimizer)
         self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
@@ -210,6 +210,7 @@ class DDPM(LightningModule):
         if len(rows) == 0:
             return {}
         kl, kl_from_x0_mse, x0_mse = kl_forms(self.denoiser, pred.select(rows))
+        self.last_kl = (pred.t[rows], kl)
         weight = weight[rows].to(kl)
         return {
             "train/kl": (weight * kl).mean(),
@@ -253,81 +254,50 @@ class DDPM(LightningModule):
 
     # --- evaluation
 
+    def new_evaluation(self, split: Split, histogram: Tensor | None = None) -> BoundEvaluation:
+        """An evaluation of a split: with `num_val_timesteps` calls an image in validation, with all T in testing."""
+        assert self.decoder is not None
+        num_steps = self.denoiser.schedule.num_steps
+        num_calls = num_steps if split == "test" else min(self.num_val_timesteps or num_steps, num_steps)
+        return BoundEvaluation(self.trainer, self.denoiser, self.decoder, split, num_calls, histogram)
+
     def on_validation_epoch_start(self) -> None:
-        """Opens a new ledger."""
-        self._open_ledger(self._num_val_calls)
+        """Begins an evaluation."""
+        self._evaluation = self.new_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        """Opens a new ledger, and says how much work is ahead."""
-        calls = self.denoiser.schedule.num_steps
-        self._open_ledger(calls)
-        images = self._num_images("test")
+        """Begins an evaluation, with the histogram baseline where the data has one; says how much work is ahead."""
+        histogram = getattr(getattr(self.trainer, "datamodule", None), "train_histogram", None)
+        discrete = self.decoder is not None and self.decoder.levels is not None
+        self._evaluation = self.new_evaluation("test", histogram() if discrete and histogram is not None else None)
+        calls, images = self.denoiser.schedule.num_steps, self._evaluation.num_images
         if images is not None:
             rank_zero_info(f"The full bound takes {calls:,} network calls for each of {images:,} images.")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to the ledger, by the estimate from `num_val_timesteps` calls an image."""
-        self._evaluate(batch, "val", self._num_val_calls)
+        """Adds a batch to the evaluation."""
+        self._evaluation.update(*self.unpack_batch(batch))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Adds a batch to the ledger, by the full bound, with the histogram baseline where the data has one."""
-        self._evaluate(batch, "test", None)
+        """Adds a batch to the evaluation."""
+        self._evaluation.update(*self.unpack_batch(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the bound."""
-        self._close_ledger("val")
+        self._log_bound("val")
 
     def on_test_epoch_end(self) -> None:
         """Logs the bound, prints the ledger and writes it to ``ledger.json`` in the run's directory."""
-        report = self._close_ledger("test")
+        report = self._log_bound("test")
         path = run_directory(self.trainer) / "ledger.json"
         if self.trainer.is_global_zero:
             report.save(path)
             print(f"\n{report.table()}\nwritten to {path}")
 
-    @property
-    def _num_val_calls(self) -> int:
-        num_steps = self.denoiser.schedule.num_steps
-        return min(self.num_val_timesteps or num_steps, num_steps)
-
-    def _open_ledger(self, num_calls: int) -> None:
-        assert self.decoder is not None
-        self._ledger = Ledger(self.denoiser.schedule.num_steps, num_calls, discrete=self.decoder.levels is not None)
-        self._num_seen = 0
-        histogram = getattr(getattr(self.trainer, "datamodule", None), "train_histogram", None)
-        wanted = self.trainer.testing and self._ledger.discrete
-        self._histogram = histogram() if wanted and histogram is not None else None
-
-    def _num_images(self, split: Literal["val", "test"]) -> int | None:
-        """The size of a split's data set, if it is one sized data set."""
-        loader = self.trainer.val_dataloaders if split == "val" else self.trainer.test_dataloaders
-        return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else None
-
-    def _evaluate(self, batch: Any, split: Literal["val", "test"], num_timesteps: int | None) -> None:
-        x_0, cond = self.unpack_batch(batch)
-        # Distributed samplers deal images to ranks in turn and repeat the first ones to make the shares equal. An
-        # image's number follows from its place in that order, and a number past the end is a repetition.
-        index = self.global_rank + self.trainer.world_size * (self._num_seen + torch.arange(len(x_0)))
-        self._num_seen += len(x_0)
-        num_images = self._num_images(split)
-        if num_images is not None and bool((index >= num_images).any()):
-            keep = (index < num_images).to(x_0.device)
-            cond = {k: v[keep] if isinstance(v, Tensor) and len(v) == len(keep) else v for k, v in cond.items()}
-            x_0, index = x_0[keep], index[index < num_images]
-        if len(x_0) == 0:
-            return
-        assert self.decoder is not None
-        bound = variational_bound(
-            self.denoiser, x_0, self.decoder, num_timesteps, seed=EVALUATION_SEED, index=index, **cond
-        )
-        self._ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
-
-    def _close_ledger(self, split: Literal["val", "test"]) -> Report:
-        strategy = self.trainer.strategy
-        if self.trainer.world_size > 1:
-            self._ledger.reduce(lambda sums: strategy.reduce(sums.to(self.device), reduce_op="sum"))
-        report = self._ledger.report()
-        key = f"{split}/bpd" if report.unit == "bits/dim" else f"{split}/nats_per_dim"
+    def _log_bound(self, split: Split) -> Report:
+        report = self.last_report = self._evaluation.report()
+        del self._evaluation  # it holds the Trainer, which a copy of this module must not
+        key = report.key(split)
         values: dict[str, float] = {}
         for term in TERMS:
             entry, name = report.terms[term], key if term == "total" else f"{key}_{term}"
@@ -336,6 +306,8 @@ class DDPM(LightningModule):
                 values[f"{name}_se_noise"] = entry.se_noise
         if report.baseline is not None:
             values[f"{key}_histogram"] = report.baseline.value
+        if self.trainer.state.fn != "fit":
+            values["step"] = max(self.loaded_step - 1, 0)  # where to log: Lightning's name, and it counts from 0
         self.log_dict(values)
         return report
 

@@ -19,7 +19,7 @@ from lit_ddpm.configurable import Configurable
 from lit_ddpm.decoder import Decoder
 from lit_ddpm.denoiser import Denoiser, Prediction, Variance, check_variance, model_variance
 from lit_ddpm.gaussian import gaussian_kl, posterior_coefficients, q_posterior, to_float64
-from lit_ddpm.schedule import Schedule
+from lit_ddpm.schedule import Schedule, expand_like
 
 
 def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
@@ -163,6 +163,26 @@ class PredictionMSE(Objective):
         """See `Objective.__call__`; squared error of the output per dimension."""
         target = denoiser.parametrization.target(denoiser.schedule, pred.x_0, pred.eps, pred.t)
         return ((pred.output - target) ** 2).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def weight_on_x0_mse(objective: Objective, denoiser: Denoiser) -> Tensor:
+    """What an objective weighs the x0-MSE with, found out by a small error of x0_hat: ``[T - 1]`` for t = 2..T.
+
+    It is exact for every objective that is a weight times the x0-MSE, whatever it is written in. For others it is what
+    they do to an error of a hundredth.
+    """
+    t = torch.arange(2, denoiser.schedule.num_steps + 1)
+    error = torch.full((len(t), 1, 1, 1), 0.01, dtype=torch.float64)
+    _, scale = denoiser.parametrization.coefficients(denoiser.schedule, t)
+    nothing = torch.zeros_like(error)
+
+    def value(x0_hat: Tensor) -> Tensor:
+        output = x0_hat / expand_like(scale, x0_hat)
+        pred = Prediction(x_0=nothing, x_t=nothing, t=t, eps=nothing, output=output, x0_hat=x0_hat)
+        return objective(denoiser, pred)
+
+    return (value(error) - value(nothing)) / 0.01**2
 
 
 def kl_forms(denoiser: Denoiser, pred: Prediction) -> tuple[Tensor, Tensor, Tensor]:

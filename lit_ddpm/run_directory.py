@@ -48,6 +48,12 @@ class SaveRunConfig(SaveConfigCallback):
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the configuration to the loggers that keep one beside the run's directory."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, RunLogger):
+                logger.log_hyperparams({"config": self.config.as_dict()})
+
 
 class RunLogger(CSVLogger):
     """Lightning's CSV logger, straight into the run's directory.

@@ -15,12 +15,13 @@ ORDER = [
     {"denoiser", "decoder", "timestep"},
     {"objective", "elbo", "sampler"},
     {"ledger", "nn", "data", "features", "metrics", "run_directory", "checkpoint"},
+    {"evaluation", "plots"},
     {"module"},
     {"callbacks"},
     {"errors"},
     {"cli"},
 ]
-LIGHTNING = {"module", "data", "callbacks", "cli", "run_directory", "checkpoint", "errors"}
+LIGHTNING = {"module", "data", "callbacks", "cli", "run_directory", "checkpoint", "errors", "evaluation"}
 
 
 def imports():

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TinyNetwork
 from helpers import digits, tiny_module, trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_ddpm import AncestralSampler
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleWriter
-from lit_ddpm.callbacks.sample_grid import image_grid
+from lit_ddpm.callbacks.sample_grid import image_grid, trajectory
 from lit_ddpm.cli import Trainer
 from lit_ddpm.run_directory import RunLogger
 
@@ -24,10 +25,36 @@ def fit(callback, **kwargs):
 
 def test_the_grid_is_drawn_every_n_epochs_and_at_the_end():
     fit(SampleGrid(num_images=5, columns=3, every_n_epochs=2), max_epochs=3, num_sanity_val_steps=1)
-    assert sorted(path.name for path in Path("samples").iterdir()) == ["step_0000008.png", "step_0000012.png"]
-    picture = np.asarray(Image.open("samples/step_0000012.png"))
-    assert picture.shape == (2 * (32 + 2) + 2, 3 * (32 + 2) + 2, 3)
-    assert picture.std() > 20
+    assert sorted(path.name for path in Path("samples").glob("step*")) == ["step_0000008.png", "step_0000012.png"]
+    picture = Image.open("samples/step_0000012.png")
+    assert picture.text["Description"] == "step 12, AncestralSampler with 20 steps, seed 0"
+    assert np.asarray(picture).shape == (2 * (32 + 2) + 2, 3 * (32 + 2) + 2, 3)
+    assert np.asarray(picture).std() > 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_trajectory_goes_from_noise_to_an_image(channels):
+    module = tiny_module(network=TinyNetwork(channels, num_steps=20))
+    module.image_shape = (channels, 8, 6)
+    sampler = AncestralSampler(12, chunk_size=4)
+    images, times = trajectory(module, sampler, num_images=3, seed=1)
+    assert images.shape == (3 * 2 * 10, channels, 8, 6)
+    assert (times[0], times[-1], len(times)) == (20, sampler.timesteps(module.denoiser.schedule)[-2], 10)
+    rows = images.reshape(3, 2, 10, channels, 8, 6)
+    assert rows[:, 0, 0].std() == pytest.approx(1, abs=0.15)  # x_T is noise
+    with torch.no_grad():
+        for column, t in enumerate(times):
+            assert torch.equal(rows[:, 1, column], module.denoiser.eval()(rows[:, 0, column], t))
+    assert torch.equal(images, trajectory(module, sampler, 3, seed=1)[0])
+    assert not torch.equal(images, trajectory(module, sampler, 3, seed=2)[0])
+
+
+def test_a_trajectory_of_few_steps_shows_all_of_them():
+    module = tiny_module()
+    module.image_shape = (1, 8, 8)
+    images, times = trajectory(module, AncestralSampler(3), num_images=1, seed=0)
+    assert times == [20, 13, 7]
+    assert len(images) == 2 * 3
 
 
 @pytest.mark.usefixtures("forks")
@@ -47,8 +74,8 @@ def test_the_grid_is_the_same_on_any_number_of_processes(devices):
         )
         # Training sees other batches on more processes; a rate of zero keeps the weights to compare.
         run.fit(tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=0.0)), digits(batch_size=64))
-        (path,) = (Path(str(count)) / "samples").iterdir()
-        grids.append(path.read_bytes())
+        grids.append({path.name: path.read_bytes() for path in (Path(str(count)) / "samples").iterdir()})
+    assert set(grids[0]) == {"step_0000001.png", "trajectory_0000001.png"}
     assert grids[0] == grids[1]
 
 
@@ -56,8 +83,9 @@ def test_the_grid_goes_to_tensorboard():
     fit(SampleGrid(num_images=2), max_epochs=1, logger=TensorBoardLogger(".", name="tb", version=""))
     events = EventAccumulator("tb")
     events.Reload()
-    (image,) = events.Images("sample/grid")
-    assert image.step == 4
+    for key in ("sample/grid", "sample/trajectory"):
+        (image,) = events.Images(key)
+        assert image.step == 3  # of steps counted from 0, as Lightning counts them for the numbers
 
 
 def test_the_grid_goes_to_wandb_as_uint8():
@@ -77,9 +105,10 @@ def test_the_grid_goes_to_wandb_as_uint8():
 
     logger = Recorder()
     fit(SampleGrid(num_images=2), max_epochs=1, logger=logger)
-    ((key, (image,), step),) = logger.seen
-    assert (key, step, image.mode) == ("sample/grid", None, "RGB")
-    assert np.asarray(image).std() > 20
+    assert [key for key, *_ in logger.seen] == ["sample/grid", "sample/trajectory"]
+    for _, (image,), step in logger.seen:
+        assert (step, image.mode) == (3, "RGB")
+        assert np.asarray(image).std() > 20
 
 
 def test_bad_settings_are_refused_by_name():

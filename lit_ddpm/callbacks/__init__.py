@@ -1,8 +1,10 @@
 """Lightning callbacks."""
 
+from lit_ddpm.callbacks.elbo_profile import ELBOProfile
 from lit_ddpm.callbacks.ema import EMA
+from lit_ddpm.callbacks.performance import Performance
 from lit_ddpm.callbacks.sample_grid import SampleGrid
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 
-__all__ = ["EMA", "SampleGrid", "SampleMetrics", "SampleWriter"]
+__all__ = ["EMA", "ELBOProfile", "Performance", "SampleGrid", "SampleMetrics", "SampleWriter"]

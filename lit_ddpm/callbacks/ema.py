@@ -24,17 +24,19 @@ class EMA(WeightAveraging):
 
     Args:
         decay: The largest share of the average that a step keeps, in [0, 1).
+        raw_bound: Log the bound of the raw weights too, as ``val/bpd_raw``; a validation takes twice as long.
 
     Raises:
         ValueError: If `decay` is out of range, or the strategy shards the weights, which Lightning's averaging does not
             support.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: float = 0.9999, raw_bound: bool = False) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay = {decay} of EMA must be in [0, 1).")
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
+        self.raw_bound = raw_bound
         self._swapped = False  # whether the module holds the average, and the average model the raw weights
 
     def decay_at(self, num_steps: int) -> float:
@@ -69,10 +71,31 @@ class EMA(WeightAveraging):
             self._swap_models(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does nothing: the average is in place since `on_validation_start`."""
+        """Begins an evaluation of the raw weights; the average is in place since `on_validation_start`."""
+        if self.raw_bound and isinstance(pl_module, DDPM):
+            self._raw = pl_module.new_evaluation("val")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measures the batch with the raw weights too, if that is asked for."""
+        if self.raw_bound and self._swapped and isinstance(pl_module, DDPM):
+            self._swap_models(pl_module)
+            with trainer.precision_plugin.forward_context():
+                self._raw.update(*pl_module.unpack_batch(batch))
+            self._swap_models(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does nothing: the average stays for the callbacks that come after this one."""
+        """Logs the bound of the raw weights; the average stays for the callbacks that come after this one."""
+        if self.raw_bound and self._swapped and isinstance(pl_module, DDPM):
+            report = self._raw.report()
+            pl_module.log(f"{report.key('val')}_raw", report.terms["total"].value)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the raw weights back for training to go on."""

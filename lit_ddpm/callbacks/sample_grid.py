@@ -1,53 +1,66 @@
-"""A grid of samples while training goes on."""
+"""Pictures of samples while training goes on."""
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lit_ddpm.callbacks.loggers import log_picture
 from lit_ddpm.callbacks.sharing import draw
 from lit_ddpm.data.pixels import to_uint8
+from lit_ddpm.denoiser import evaluating
 from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import run_directory
-from lit_ddpm.sampler import Sampler
+from lit_ddpm.sampler import Sampler, standard_normal
+from lit_ddpm.seeding import keyed_generator
 
 MIN_PIXELS = 32  # smaller images are enlarged to at least this many rows, so that a person can see them
+TIMES = 10  # the columns of a trajectory
 
 
 class SampleGrid(Callback):
-    """Draws the same images after validation, to watch them come into being.
+    """Draws the same images after validation, to watch them come into being, and how noise becomes some others.
 
-    They go to ``samples/step_<step>.png`` in the run's directory, and to TensorBoard and W&B as ``sample/grid``. The
-    weights are the averaged ones when `EMA` is listed before. The pictures do not depend on the number of processes,
-    and training is the same with and without them.
+    - ``sample/grid``, in ``samples/step_<step>.png`` of the run's directory.
+    - ``sample/trajectory``, in ``samples/trajectory_<step>.png``: x_t above x0_hat at ten times, from T on the left.
+
+    Both go to TensorBoard and W&B too. The weights are the averaged ones when `EMA` is among the callbacks. The
+    pictures do not depend on the number of processes, and training is the same with and without them.
 
     Args:
         num_images: The number of images.
         columns: Images in a row.
+        num_trajectories: The number of images in the trajectory, none if 0.
         every_n_epochs: Draw after the validation of every so many epochs, and at the end of training.
         seed: The seed of the images.
         sampler: How to make them; the module's own sampler if None.
 
     Raises:
-        ValueError: If one of the numbers is less than 1.
+        ValueError: If one of the numbers is too small.
     """
 
     def __init__(
         self,
         num_images: int = 64,
         columns: int = 8,
+        num_trajectories: int = 2,
         every_n_epochs: int = 1,
         seed: int = 0,
         sampler: Sampler | None = None,
     ) -> None:
-        for name, value in {"num_images": num_images, "columns": columns, "every_n_epochs": every_n_epochs}.items():
-            if value < 1:
-                raise ValueError(f"{name} = {value} of SampleGrid must be at least 1.")
+        for name, value, least in (
+            ("num_images", num_images, 1),
+            ("columns", columns, 1),
+            ("num_trajectories", num_trajectories, 0),
+            ("every_n_epochs", every_n_epochs, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} = {value} of SampleGrid must be at least {least}.")
         self.num_images = num_images
         self.columns = columns
+        self.num_trajectories = num_trajectories
         self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.sampler = sampler
@@ -69,27 +82,49 @@ class SampleGrid(Callback):
         """Draws the end of training, unless validation just did."""
         self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DDPM)
+    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, DDPM)
         if self._drawn_at == trainer.global_step:
             return
         self._drawn_at = trainer.global_step
-        sampler = self.sampler or pl_module.sampler
-        images = torch.cat(
-            draw(trainer, pl_module, self.num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
-        )
-        path = run_directory(trainer) / "samples" / f"step_{trainer.global_step:07d}.png"
+        sampler, step = self.sampler or module.sampler, trainer.global_step
+        title = "drawing the sample grid"
+        grid = torch.cat(draw(trainer, module, self.num_images, self.seed, sampler, Tensor.cpu, title))
+        pictures = {"grid": (f"step_{step:07d}.png", grid, self.columns, "")}
+        if self.num_trajectories:
+            with trainer.precision_plugin.forward_context():
+                images, times = trajectory(module, sampler, self.num_trajectories, self.seed)
+            at = f", x_t above x0_hat at t = {', '.join(map(str, times))}"
+            pictures["trajectory"] = (f"trajectory_{step:07d}.png", images, len(times), at)
+        directory = run_directory(trainer) / "samples"
         if not trainer.is_global_zero:
             return
-        picture = image_grid(to_uint8(images, pl_module.levels), self.columns)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pil_image = to_pil_image(picture)
-        pil_image.save(path)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("sample/grid", picture, trainer.global_step)
-            elif isinstance(logger, WandbLogger):
-                logger.log_image("sample/grid", [pil_image])
+        steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
+        for key, (name, images, columns, more) in pictures.items():
+            caption = f"step {step}, {type(sampler).__name__} with {steps} steps, seed {self.seed}{more}"
+            picture = to_pil_image(image_grid(to_uint8(images, module.levels), columns))
+            log_picture(trainer, f"sample/{key}", picture, directory / name, caption)
+
+
+def trajectory(module: DDPM, sampler: Sampler, num_images: int, seed: int) -> tuple[Tensor, list[int]]:
+    """How `num_images` images come into being, at up to ten evenly spaced times.
+
+    Returns:
+        For each image its x_t and then its estimates of x_0 at those times, ``[num_images * 2 * times, C, H, W]``; and
+        the times, from T down.
+    """
+    denoiser = module.denoiser
+    visited = sampler.timesteps(denoiser.schedule)[:-1]
+    times = [visited[round(i)] for i in torch.linspace(0, len(visited) - 1, min(TIMES, len(visited))).tolist()]
+    generator = keyed_generator("trajectory", seed)
+    x_T = standard_normal((num_images, *(module.image_shape or ())), generator, module.device)
+    with evaluating(denoiser):
+        seen = [
+            torch.stack([x_t, denoiser(x_t, t)])
+            for t, x_t in sampler.trajectory(denoiser, x_T, generator)
+            if t in times
+        ]
+    return torch.stack(seen).permute(2, 1, 0, 3, 4, 5).flatten(0, 2), times
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.callbacks.real_images import real_statistics
 from lit_ddpm.callbacks.sharing import draw
 from lit_ddpm.data.pixels import to_uint8
@@ -222,8 +223,8 @@ class SampleMetrics(Callback):
                 f"the FID of {fewest:,} images in {num_features:,} features is mostly bias: more than {num_features:,} "
                 "generated and real images would do, ten times as many is better (num_samples, num_val_samples)."
             )
-        for logger in trainer.loggers:
-            logger.log_hyperparams({"sample_metrics": {"test" if trainer.testing else "val": asdict(p)}})
+        log_config(trainer, {"sample_metrics": {"test" if trainer.testing else "val": asdict(p)}})
+        summarize(trainer, f"sample/fid_{name_of(self.extractor)}", "min")
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         assert isinstance(module, DDPM)
@@ -244,8 +245,8 @@ class SampleMetrics(Callback):
         values = sample_metrics(self._real, features, logits, p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed)
         path = run_directory(trainer) / "sample_metrics.jsonl"
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined] # as above
-            step = trainer.global_step or module.loaded_step
-            record = {"command": trainer.state.fn, "global_step": step, "metrics": values, "protocol": asdict(p)}
+            figures = {"metrics": values, "protocol": asdict(p)}
+            record = {"command": trainer.state.fn, "global_step": step_of(trainer), **figures}
             with path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         return {f"sample/{metric}_{name}": value for metric, value in values.items()}

@@ -1,0 +1,115 @@
+"""How fast a training is, and what it is waiting for."""
+
+import sys
+import time
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lit_ddpm.module import DDPM
+
+
+class Performance(Callback):
+    """Logs how fast training is, every ``log_every_n_steps`` steps.
+
+    - ``perf/images_per_s``: images of all processes, over the steps since the last value, validation left out.
+    - ``perf/outside_network``: the share of the last of those steps, from the end of the one before, that is neither
+      forward nor backward pass: waiting for data, noise, loss, logging, optimizer. On a GPU this one step waits for the
+      device at each border, so that what usually overlaps is counted.
+    - ``perf/peak_memory_gib``: the most memory so far, of the GPU if there is one, of the process if not.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+        self._timed = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks that there is a network to time."""
+        if not isinstance(pl_module, DDPM):
+            raise ValueError(f"Performance times the network of a DDPM, not of a {type(pl_module).__name__}.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens to the network."""
+        assert isinstance(pl_module, DDPM)
+        network = pl_module.denoiser.network
+        self._hooks = [
+            network.register_forward_pre_hook(lambda *_: self._mark(pl_module)),
+            network.register_forward_hook(lambda *_: self._mark(pl_module)),
+        ]
+        self._restart(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops listening."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stops listening."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves validation out."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._restart(pl_module)
+
+    def _restart(self, module: LightningModule) -> None:
+        self._images, self._since = 0, self._now(module)
+        self._marks = [self._since]
+
+    def _now(self, module: LightningModule) -> float:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        return time.perf_counter()
+
+    def _mark(self, module: LightningModule) -> None:
+        if self._timed:
+            self._marks.append(self._now(module))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Times the steps that are logged."""
+        self._timed = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined] # Lightning's
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Marks the beginning of the backward pass."""
+        self._mark(pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks its end."""
+        self._mark(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs, if this step was timed, and begins the next."""
+        assert isinstance(pl_module, DDPM)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it from outside the class
+        self._images += len(pl_module.unpack_batch(batch)[0])
+        if self._timed and trainer.global_step % every == 0:
+            now, marks = self._now(pl_module), self._marks
+            inside = sum(end - start for start, end in zip(marks[1::2], marks[2::2], strict=True))
+            values = {
+                "perf/images_per_s": self._images * trainer.world_size / (now - self._since),
+                "perf/outside_network": 1 - inside / (now - marks[0]),
+            }
+            if (peak := _peak_memory(pl_module.device)) is not None:
+                values["perf/peak_memory_gib"] = peak / 2**30
+            pl_module.log_dict(values)
+            self._restart(pl_module)
+        elif (trainer.global_step + 1) % every == 0:
+            self._marks = [self._now(pl_module)]
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes, or None where nobody counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if find_spec("resource") is None:  # on Windows
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

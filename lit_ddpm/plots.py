@@ -1,0 +1,132 @@
+"""Pictures of the bound, in one style that can still be read at the size of a thumbnail."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from lit_ddpm.ledger import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BUCKETS = 48
+STYLE: Any = {
+    "font.size": 14,
+    "axes.titlesize": 15,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 2.5,
+    "legend.frameon": False,
+}
+BLUE, ORANGE = "#0b5394", "#e06c00"
+
+Column = NDArray[np.float64]
+Table = dict[str, Column]
+
+
+def plot(title: str, x: str, y: str, draw: "Callable[[Axes], object]") -> Image.Image:
+    """A picture of what `draw` does on axes of the package's style, without any of matplotlib's global state."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set(title=title, xlabel=x, ylabel=y)
+        draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def bucket_means(totals: ArrayLike, counts: ArrayLike) -> Column:
+    """Totals over counts of neighbouring timesteps together, at most `BUCKETS` of them; NaN for those never seen."""
+    parts = [np.array_split(np.asarray(x, float), min(BUCKETS, len(np.asarray(x)))) for x in (totals, counts)]
+    return np.array([total.sum() / count.sum() if count.sum() else np.nan for total, count in zip(*parts, strict=True)])
+
+
+def profile_table(
+    report: Report, training: tuple[ArrayLike, ArrayLike], weight: Sequence[float], kl_weight: Sequence[float]
+) -> Table:
+    """The bound by timestep, t = 2..T in at most `BUCKETS` buckets.
+
+    Args:
+        report: What a validation or a test found.
+        training: The sum of the KL terms that training saw at each t, in the unit of the report, and their number.
+        weight: The objective's weight on the x0-MSE at each t.
+        kl_weight: The weight that makes it the KL term.
+
+    Returns:
+        Columns of equal length: ``t`` (the middle of a bucket), ``kl`` (one term), ``kl_training``, ``rate`` (what has
+        been paid from T down to t), ``rmse`` (of x0_hat), ``weight`` and ``kl_weight``.
+    """
+    profile, visits = np.array(report.profile), np.array(report.visits[1:], float)
+    ones = np.ones_like(profile)
+    # An estimate from K calls has each term times (T - 1)/(K - 1), and only where a call was; this is its sum of terms.
+    seen = profile * report.num_images * (report.num_calls - 1) / len(profile)
+    rate = report.terms["prior"].value + profile[::-1].cumsum()[::-1] - profile
+    squared = np.array([e if e is not None else 0.0 for e in report.x0_mse[1:]]) * visits
+    return {
+        "t": bucket_means(np.arange(2, len(profile) + 2), ones),
+        "kl": bucket_means(seen, visits),
+        "kl_training": bucket_means(*training),
+        "rate": bucket_means(rate, ones),
+        "rmse": np.sqrt(bucket_means(squared, visits)),
+        "weight": bucket_means(weight, ones),
+        "kl_weight": bucket_means(kl_weight, ones),
+    }
+
+
+def plot_terms(table: Table, unit: str) -> Image.Image:
+    """Each KL term against t, and its running estimate from training batches."""
+
+    def draw(axes: "Axes") -> None:
+        axes.plot(table["t"], table["kl"], color=BLUE, label="held-out images")
+        axes.plot(table["t"], table["kl_training"], color=ORANGE, linewidth=1.2, label="training, raw weights")
+        axes.set_yscale("log")
+
+    return plot("Where the bits go", "t", f"$L_{{t-1}}$ ({unit})", draw)
+
+
+def plot_rate(table: Table, total: float, unit: str) -> Image.Image:
+    """What has been paid of the bound on the way from T down to t."""
+
+    def draw(axes: "Axes") -> None:
+        axes.fill_between(table["t"], table["rate"], color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(table["t"], table["rate"], color=BLUE)
+        axes.axhline(total, color=ORANGE, linestyle="--", label=f"whole bound {total:.3f}")
+        axes.set_ylim(bottom=0)
+        axes.invert_xaxis()
+
+    return plot("The bound from T down", "t", unit, draw)
+
+
+def plot_rate_distortion(table: Table, unit: str) -> Image.Image:
+    """The error that is left in x0_hat against what has been paid (Ho et al. 2020, figure 5)."""
+
+    def draw(axes: "Axes") -> None:
+        axes.plot(table["rate"], table["rmse"], color=BLUE, marker="o", markersize=4)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+
+    return plot("Rate and distortion", f"rate ({unit})", r"RMSE of $\hat x_0$", draw)
+
+
+def plot_weights(weight: Sequence[float], kl_weight: Sequence[float], name: str) -> Image.Image:
+    """The weight on the x0-MSE of the objective and of the KL, for t = 2..T."""
+
+    def draw(axes: "Axes") -> None:
+        t = np.arange(2, len(kl_weight) + 2)
+        axes.plot(t, kl_weight, color=ORANGE, linewidth=4, alpha=0.5, label="KL: $w_t$")
+        axes.plot(t, weight, color=BLUE, label=name)
+        axes.set_yscale("log")
+
+    return plot("Weight on the x0-MSE", "t", "weight", draw)

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from conftest import PARAMETRIZATIONS, TinyNetwork
+from helpers import tiny_module
+
+from lit_ddpm import (
+    X0MSE,
+    Denoiser,
+    DiscretizedGaussian,
+    EpsParametrization,
+    KLWeighting,
+    LinearSchedule,
+    LogSNRSchedule,
+    MinSNRWeighting,
+    Objective,
+    PosteriorKL,
+    PredictionMSE,
+    SNRWeighting,
+    VParametrization,
+    bits_per_dim,
+    kl_weight,
+    plots,
+    variational_bound,
+)
+from lit_ddpm.ledger import Ledger
+from lit_ddpm.objective import weight_on_x0_mse
+
+T = 40
+
+
+def measured(num_timesteps=None, count=30):
+    torch.manual_seed(0)
+    schedule = LogSNRSchedule(min=-6, max=6, num_steps=T)
+    denoiser = Denoiser(TinyNetwork(num_steps=T), schedule, VParametrization(), clip=True)
+    x_0 = torch.randint(0, 17, (count, 1, 4, 4)) / 8 - 1
+    bound = variational_bound(denoiser, x_0, DiscretizedGaussian(17), num_timesteps)
+    ledger = Ledger(T, num_timesteps or T)
+    for _ in range(2):
+        ledger.update(bound)
+    return bound, ledger.report()
+
+
+def table_of(report):
+    training = (np.arange(T - 1, dtype=float), np.ones(T - 1))
+    return plots.profile_table(report, training, list(range(T - 1)), list(range(T - 1)))
+
+
+def test_the_table_of_an_exact_bound_is_the_bound():
+    bound, report = measured()
+    table = table_of(report)
+    kl = bits_per_dim(bound.profile, 16).numpy()
+    assert table["t"].tolist() == list(range(2, T + 1))
+    assert table["kl"] == pytest.approx(kl, rel=1e-9)
+    assert table["kl_training"].tolist() == list(range(T - 1))
+    prior = report.terms["prior"].value
+    for t in (2, 17, T):  # what has been paid when x_t is known: the prior, and the terms of x_t given x_{t+1} and on
+        assert table["rate"][t - 2] == pytest.approx(prior + kl[t - 1 :].sum())
+    assert table["rate"][-1] == pytest.approx(prior)
+    assert table["rmse"] ** 2 == pytest.approx(np.array(report.x0_mse[1:]))
+
+
+def test_the_x0_mse_of_the_report_is_that_of_the_denoiser():
+    """At t = T nothing is left to see, so the estimate, and its error, follow from the network alone."""
+    bound, report = measured()
+    assert report.visits == [60] * T
+    assert float(bound.visits.sum()) == T * 30
+    assert all(0 < e < 4 for e in report.x0_mse)
+    assert report.x0_mse[0] < report.x0_mse[-1]
+
+
+def test_an_estimate_is_near_the_exact_bound_and_knows_what_it_has_not_seen():
+    _, exact = measured(count=200)
+    _, estimate = measured(num_timesteps=5, count=200)
+    table, expected = table_of(estimate), table_of(exact)
+    assert sum(estimate.visits) == 2 * 5 * 200
+    assert table["rmse"] == pytest.approx(expected["rmse"], rel=0.25)
+    assert np.median(np.abs(table["kl"] / expected["kl"] - 1)) < 0.2
+    _, sparse = measured(num_timesteps=3, count=2)
+    assert None in sparse.x0_mse
+    assert np.isnan(table_of(sparse)["rmse"]).any()
+    plots.plot_terms(table_of(sparse), "bits/dim")  # gaps do not matter
+
+
+def test_buckets_hold_neighbouring_timesteps():
+    means = plots.bucket_means(np.arange(1000.0), np.ones(1000))
+    assert len(means) == plots.BUCKETS
+    assert means.mean() == pytest.approx(499.5, rel=1e-2)
+    assert (np.diff(means) > 0).all()
+    assert np.isnan(plots.bucket_means([1.0, 0.0], [1.0, 0.0])).tolist() == [False, True]
+
+
+def test_pictures_have_no_empty_axes():
+    _, report = measured()
+    table = table_of(report)
+    for picture in (
+        plots.plot_terms(table, "bits/dim"),
+        plots.plot_rate(table, 2.0, "bits/dim"),
+        plots.plot_rate_distortion(table, "bits/dim"),
+        plots.plot_weights([1.0, 2.0], [3.0, 4.0], "X0MSE"),
+    ):
+        assert picture.size == (600, 400)
+        assert picture.mode == "RGB"
+        pixels = np.asarray(picture)[60:330, 100:580]
+        blue = (pixels[..., 2].astype(int) - pixels[..., 0] > 60).sum()
+        assert blue > 300  # the curve
+
+
+class Huber(Objective):
+    def __call__(self, denoiser, pred):
+        return torch.nn.functional.huber_loss(pred.x0_hat, pred.x_0, reduction="none").flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=lambda p: type(p).__name__)
+def test_the_weight_of_an_objective_is_found_out(parametrization, variance):
+    schedule = LinearSchedule(num_steps=100)
+    denoiser = Denoiser(TinyNetwork(), schedule, parametrization, variance)
+    t = torch.arange(2, 101)
+    snr, w_t = schedule.snr(t), kl_weight(schedule, t, variance)
+    expected = {
+        X0MSE(): torch.ones_like(snr),
+        X0MSE(KLWeighting()): w_t,
+        X0MSE(SNRWeighting()): snr,
+        X0MSE(MinSNRWeighting(3)): snr.clamp(max=3),
+        PosteriorKL(): w_t,
+        Huber(): torch.full_like(snr, 0.5),
+    }
+    if isinstance(parametrization, EpsParametrization):
+        expected[PredictionMSE()] = snr
+    if isinstance(parametrization, VParametrization):
+        expected[PredictionMSE()] = 1 / schedule.one_minus_alpha_bar(t)
+    for objective, weight in expected.items():
+        assert torch.allclose(weight_on_x0_mse(objective, denoiser), weight, rtol=1e-7), type(objective).__name__
+
+
+def test_the_default_objective_of_a_module_has_one_too():
+    module = tiny_module()
+    assert len(weight_on_x0_mse(module.objective, module.denoiser)) == 19

@@ -1,0 +1,48 @@
+"""Reads what an offline run of W&B wrote."""
+
+import json
+import struct
+from pathlib import Path
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK, HEADER = 32 * 1024, 7
+
+
+def records(path: Path) -> list[Record]:
+    """The records of a ``.wandb`` file: pieces with a header of checksum, length and kind, in blocks of 32 KiB."""
+    data, at, found, pieces = path.read_bytes(), HEADER, [], b""
+    while at + HEADER <= len(data):
+        if BLOCK - at % BLOCK < HEADER:  # too little room for a header: the rest of the block is padding
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        pieces += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):  # whole, or the last of several
+            found.append(Record.FromString(pieces))
+            pieces = b""
+    return found
+
+
+def _values(items) -> dict:
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def read(directory: Path) -> tuple[list[dict], dict, dict]:
+    """The rows of the history, the configuration, and how the summary of each metric is made, of the one run there."""
+    (path,) = directory.glob("wandb/offline-run-*/*.wandb")
+    rows, config, summaries = [], {}, {}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            rows.append(_values(record.history.item))
+        elif kind == "config":
+            config |= _values(record.config.update)
+        elif kind == "run":
+            config |= _values(record.run.config.update)
+        elif kind == "metric":
+            summary = record.metric.summary
+            best = "min" if summary.min else "max" if summary.max else ""
+            summaries[record.metric.name or record.metric.glob_name] = (record.metric.step_metric, best)
+    return rows, config, summaries
