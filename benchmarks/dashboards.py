@@ -85,7 +85,7 @@ class Report(Callback):
 def main() -> None:
     """Fits and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=90)
+    parser.add_argument("--epochs", type=int, default=80)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.environ["WANDB_MODE"] = "offline"

@@ -1,7 +1,7 @@
 """Denoising diffusion with PyTorch Lightning, with the variational bound as a checked and logged ledger."""
 
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
-from lit_ddpm.denoiser import Denoiser, Prediction
+from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction
 from lit_ddpm.elbo import Bound, bits_per_dim, variational_bound
 from lit_ddpm.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
 from lit_ddpm.module import DDPM
@@ -25,7 +25,7 @@ from lit_ddpm.parametrization import (
     VParametrization,
     X0Parametrization,
 )
-from lit_ddpm.sampler import AncestralSampler, Sampler
+from lit_ddpm.sampler import AncestralSampler, DDIMSampler, DPMSolverSampler, Sampler
 from lit_ddpm.schedule import (
     BetaSchedule,
     CosineSchedule,
@@ -45,12 +45,15 @@ __all__ = [
     "BetaSchedule",
     "Bound",
     "CosineSchedule",
+    "DDIMSampler",
+    "DPMSolverSampler",
     "Decoder",
     "Denoiser",
     "DiscretizedGaussian",
     "EpsParametrization",
     "Gaussian",
     "GaussianDecoder",
+    "GuidedDenoiser",
     "KLWeighting",
     "LinearSchedule",
     "LogSNRSchedule",

@@ -1,5 +1,6 @@
 """The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test`` and ``predict`` for diffusion models."""
 
+import hashlib
 import logging
 import sys
 import uuid
@@ -20,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 from lit_ddpm.checkpoint import check_file
+from lit_ddpm.configurable import as_config
 from lit_ddpm.errors import OneLineParser, sentence_of, stop
+from lit_ddpm.features import identity_of
 from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import CONFIG, RunLogger, SaveRunConfig, check_run_directory, run_directory
 
@@ -61,7 +64,7 @@ class Trainer(lightning.Trainer):
         seed: int = 0,
         output_dir: str | None = None,
     ) -> Any:
-        """Makes samples and writes them as PNG and as one .npz file.
+        """Makes samples and writes them as PNG and as one .npz file; started again, it makes those that are missing.
 
         Args:
             model: The model.
@@ -77,13 +80,22 @@ class Trainer(lightning.Trainer):
         if dataloaders is None and isinstance(model, DDPM):
             if num_samples < 1:
                 raise ValueError(f"num_samples = {num_samples} must be at least 1.")
-            size = model.sampler.chunk_size
-            chunks = [torch.tensor([seed, i, min(size, num_samples - i)]) for i in range(0, num_samples, size)]
-            dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
             directory = Path(output_dir) if output_dir is not None else run_directory(self) / "predict"
+            writer = SampleWriter(directory, num_samples, _origin(model, ckpt_path, seed))
+            size = model.sampler.chunk_size
+            missing = list(writer.missing(size)) or [(0, min(size, num_samples))]
+            chunks = [torch.tensor([seed, first, count]) for first, count in missing]
+            dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
             # mypy does not see the list, which Lightning sets from outside the class
-            self.callbacks.append(SampleWriter(directory))  # type: ignore[attr-defined]
+            self.callbacks.append(writer)  # type: ignore[attr-defined]
         return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
+
+
+def _origin(model: DDPM, ckpt_path: str | Path | None, seed: int) -> dict[str, Any]:
+    """What makes samples what they are."""
+    from_file = ckpt_path is not None and Path(ckpt_path).is_file()
+    weights = hashlib.sha256(Path(str(ckpt_path)).read_bytes()).hexdigest() if from_file else identity_of(model)
+    return {"weights": weights, "sampler": as_config(model.sampler), "guidance": model.guidance, "seed": seed}
 
 
 def _only_item(batch: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
-from lit_ddpm.denoiser import Denoiser, Prediction, Variance
+from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction, Variance
 from lit_ddpm.evaluation import BoundEvaluation, Split
 from lit_ddpm.ledger import TERMS, Report
 from lit_ddpm.nn.unet import UNet
@@ -43,6 +43,9 @@ class DDPM(LightningModule):
         sampler: How images are made.
         variance: The variance of ``p_theta``: ``"posterior"`` or ``"beta"``.
         clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; set it to False for data of another range.
+        label_dropout: The share of training labels that are left out, so that the network learns to do without: what
+            guidance needs.
+        guidance: The scale of classifier-free guidance in sampling; 1 for none, see `GuidedDenoiser`.
         num_val_timesteps: Network calls an image for the estimate of the bound in validation; all T if None or if T is
             less. Testing always uses all.
         optimizer: Makes the optimizer from the parameters.
@@ -67,6 +70,8 @@ class DDPM(LightningModule):
         sampler: Sampler | None = None,
         variance: Variance = "posterior",
         clip: bool = True,
+        label_dropout: float = 0.0,
+        guidance: float = 1.0,
         num_val_timesteps: int | None = 32,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -88,6 +93,13 @@ class DDPM(LightningModule):
         if num_val_timesteps is not None and num_val_timesteps < 2:
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
         self.num_val_timesteps = num_val_timesteps
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout = {label_dropout} must be in [0, 1).")
+        if label_dropout > 0 and self.num_classes is None:
+            raise ValueError(f"label_dropout = {label_dropout} needs a network with labels: set its num_classes.")
+        self.label_dropout = label_dropout
+        self.guidance = guidance
+        _ = self.sampling_denoiser  # guidance without labels is an error now
         self.image_shape: tuple[int, ...] | None = None
         self.averaged = False
         self.loaded_step = 0
@@ -103,9 +115,19 @@ class DDPM(LightningModule):
     def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """Splits a batch into the images ``[B, C, H, W]`` in [-1, 1] and keyword arguments of the network.
 
-        By default a batch is a tensor, or a tuple or list that starts with one; the rest is left out.
+        By default a batch is a tensor, or a tuple or list that starts with one. A network with ``num_classes`` gets the
+        second entry as ``label``; the rest is left out.
         """
-        return (batch[0] if isinstance(batch, tuple | list) else batch), {}
+        if not isinstance(batch, tuple | list):
+            return batch, {}
+        return batch[0], {} if self.num_classes is None else {"label": batch[1]}
+
+    def sample_cond(self, index: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the network for generated images, by their numbers, int64 ``[B]``.
+
+        By default image number i of a network with labels is of class ``i % num_classes``.
+        """
+        return {} if self.num_classes is None else {"label": index % self.num_classes}
 
     # --- what users call
 
@@ -114,19 +136,34 @@ class DDPM(LightningModule):
     ) -> Tensor:
         """Images number `first_index` and on of `seed`, ``[num_images, C, H, W]`` in about [-1, 1].
 
-        `sampler` stands in for the module's own, and `cond` goes to the network.
+        `sampler` stands in for the module's own, and `cond` goes to the network, in place of `sample_cond`.
 
         The weights are those the module holds: the averaged ones if it was loaded from a checkpoint written with `EMA`.
 
         Raises:
-            ValueError: If the module has seen no data and so does not know the shape of an image.
+            ValueError: If the module has seen no data and so does not know the shape of an image, or a label is none of
+                the network's.
         """
         if self.image_shape is None:
             raise ValueError(
                 "image_shape is unknown until the module has seen data: load a checkpoint, or set image_shape."
             )
         sampler = sampler if sampler is not None else self.sampler
-        return sampler(self.denoiser, (num_images, *self.image_shape), seed, first_index, **cond)
+        cond = self.sample_cond(torch.arange(first_index, first_index + num_images)) | cond
+        if self.num_classes is not None and not set(cond["label"].tolist()) <= set(range(self.num_classes)):
+            raise ValueError(f"label = {cond['label'].tolist()} must be 0 to {self.num_classes - 1}.")
+        cond = {key: x.to(self.device) if isinstance(x, Tensor) else x for key, x in cond.items()}
+        return sampler(self.sampling_denoiser, (num_images, *self.image_shape), seed, first_index, **cond)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of labels that the network takes, or None."""
+        return getattr(self.denoiser.network, "num_classes", None)
+
+    @property
+    def sampling_denoiser(self) -> Denoiser:
+        """The denoiser that sampling uses: a guided one, if there is guidance."""
+        return self.denoiser if self.guidance == 1 else GuidedDenoiser(self.denoiser, self.guidance)
 
     @property
     def levels(self) -> int:
@@ -168,6 +205,13 @@ class DDPM(LightningModule):
                         f"needs {channels}."
                     )
             self.image_shape = tuple(shape)
+        if self.num_classes is not None and data is not None:
+            of_data = getattr(data, "num_classes", self.num_classes)
+            if of_data is None or of_data > self.num_classes:
+                raise ValueError(
+                    f"num_classes = {self.num_classes} of {type(self.denoiser.network).__name__} does not fit "
+                    f"{type(data).__name__}, which has {of_data or 'no'} classes."
+                )
 
     def configure_optimizers(self) -> Any:
         """The optimizer over all trainable parameters, and its scheduler if there is one."""
@@ -194,6 +238,9 @@ class DDPM(LightningModule):
         if batch_idx == 0 and (decoder := getattr(self.objective, "decoder", None)) is not None:
             decoder.check(x_0)
         reseed(x_0.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
+        if self.label_dropout > 0:
+            dropped = (torch.rand(len(x_0)) < self.label_dropout).to(x_0.device)
+            cond["label"] = cond["label"].masked_fill(dropped, self.num_classes or 0)
         t, weight = self.timesteps.sample(len(x_0), self.denoiser.schedule.num_steps, None)
         pred = self.denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
         losses = self.objective(self.denoiser, pred)

@@ -1,5 +1,6 @@
 """Samplers: how noise becomes images, one reverse step after another."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lit_ddpm.configurable import Configurable
 from lit_ddpm.denoiser import Denoiser, evaluating
+from lit_ddpm.gaussian import posterior_coefficients
 from lit_ddpm.schedule import Schedule
 from lit_ddpm.seeding import keyed_generator
 
@@ -39,7 +41,10 @@ class Sampler(Configurable, ABC):
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:
-        """Goes from `x_t` ``[B, ...]`` at t to x_s at ``s < t``; noise comes from `standard_normal`."""
+        """Goes from `x_t` ``[B, ...]`` at t to x_s at ``s < t``; noise comes from `standard_normal`.
+
+        A trajectory has a copy of the sampler to itself, so a step may leave on ``self`` what the next one needs.
+        """
 
     def timesteps(self, schedule: Schedule) -> list[int]:
         """The timesteps visited, from T down to 0, evenly spaced.
@@ -59,11 +64,11 @@ class Sampler(Configurable, ABC):
         self, denoiser: Denoiser, x_T: Tensor, generator: torch.Generator, **cond: Any
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields ``(s, x_s)`` for every timestep visited, from ``(T, x_T)`` to ``(0, x_0)``."""
-        x = x_T
+        x, sampler = x_T, copy.copy(self)
         visited = self.timesteps(denoiser.schedule)
         yield visited[0], x
         for t, s in pairwise(visited):
-            x = self.step(denoiser, x, t, s, generator, **cond)
+            x = sampler.step(denoiser, x, t, s, generator, **cond)
             yield s, x
 
     def __call__(
@@ -112,6 +117,65 @@ class AncestralSampler(Sampler):
         """See `Sampler.step`."""
         p = denoiser.p_posterior(x_t, t, s, **cond)
         return p.sample(standard_normal(x_t.shape, generator, x_t.device)) if s > 0 else p.mean
+
+
+class DDIMSampler(Sampler):
+    """Non-Markovian steps with a share of the ancestral noise (Song et al. 2021, "DDIM", eq. 12).
+
+    x_s is ``sqrt(alpha_bar_s) x0_hat`` plus the noise that x0_hat leaves in x_t, rescaled, plus fresh noise of variance
+    ``eta^2 sigma_q^2``.
+
+    Args:
+        num_steps: See `Sampler`.
+        eta: 0 is deterministic; 1 is the ancestral sampler with the posterior variance.
+        chunk_size: See `Sampler`.
+
+    Raises:
+        ValueError: If eta is not in [0, 1].
+    """
+
+    def __init__(self, num_steps: int | None = None, eta: float = 0.0, chunk_size: int = 64) -> None:
+        super().__init__(num_steps, chunk_size)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta = {eta} of DDIMSampler must be in [0, 1].")
+        self.eta = eta
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:
+        """See `Sampler.step`."""
+        schedule = denoiser.schedule
+        x0_hat: Tensor = denoiser(x_t, t, **cond)
+        variance = self.eta**2 * posterior_coefficients(schedule, t, s).var
+        kept = ((schedule.one_minus_alpha_bar(s) - variance) / schedule.one_minus_alpha_bar(t)).sqrt()
+        of_x0 = schedule.alpha_bar(s).sqrt() - kept * schedule.alpha_bar(t).sqrt()
+        x_s = float(of_x0) * x0_hat + float(kept) * x_t
+        if variance > 0:
+            x_s = x_s + float(variance.sqrt()) * standard_normal(x_t.shape, generator, x_t.device).to(x_s.dtype)
+        return x_s
+
+
+class DPMSolverSampler(Sampler):
+    """DPM-Solver++(2M): a second-order multistep solver of the deterministic process (Lu et al. 2022, algorithm 2).
+
+    One network call a step; the first step and the last, to t = 0, are of first order.
+    """
+
+    _before: tuple[Tensor, Tensor] | None = None  # x0_hat of the step before, and its half log-SNR
+
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:
+        """See `Sampler.step`."""
+        schedule = denoiser.schedule
+        signal_t, signal_s = schedule.alpha_bar(t).sqrt(), schedule.alpha_bar(s).sqrt()
+        noise_t, noise_s = schedule.one_minus_alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(s).sqrt()
+        lambda_t, lambda_s = signal_t.log() - noise_t.log(), signal_s.log() - noise_s.log()
+        x0_hat: Tensor = denoiser(x_t, t, **cond)
+        estimate = x0_hat
+        if self._before is not None and s > 0:
+            x0_before, lambda_before = self._before
+            ahead = (lambda_s - lambda_t) / (2 * (lambda_t - lambda_before))
+            estimate = x0_hat + float(ahead) * (x0_hat - x0_before)
+        self._before = (x0_hat, lambda_t)
+        kept = noise_s / noise_t
+        return float(kept) * x_t + float(signal_s - kept * signal_t) * estimate
 
 
 def standard_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

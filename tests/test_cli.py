@@ -11,10 +11,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from sets import write_cifar, write_mnist
 
 from lit_ddpm import DDPM
 from lit_ddpm.cli import main, with_config_of_run
 from lit_ddpm.errors import is_about_input, one_sentence
+from lit_ddpm.features import InceptionFeatures
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
@@ -53,9 +55,26 @@ def error_of(capsys, args) -> str:
 
 
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
-def test_every_shipped_config_runs(config):
-    base = [] if config == "digits.yaml" else ["--config", str(CONFIGS / "digits.yaml")]
-    main(["fit", *base, "--config", str(CONFIGS / config), "--trainer.fast_dev_run=true"])
+def test_every_shipped_config_runs(config, monkeypatch):
+    """A configuration without data is an overlay on that of the digits."""
+    name = yaml.safe_load((CONFIGS / config).read_text()).get("data", {}).get("init_args", {}).get("dataset", "")
+    small = []
+    if name:
+        write_mnist("data") if name == "MNIST" else write_cifar("data", monkeypatch)
+        monkeypatch.setattr(InceptionFeatures, "load", lambda self: SmallInception())
+        small = ["--model.network.width=32", "--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=10"]
+    base = ["--config", str(CONFIGS / "digits.yaml")] if config != "digits.yaml" and not name else []
+    main(["fit", *base, "--config", str(CONFIGS / config), *small, "--trainer.fast_dev_run=true"])
+
+
+class SmallInception(torch.nn.Module):
+    """Takes what Inception takes."""
+
+    def forward(self, images):
+        assert images.shape[1] == 3
+        assert images.dtype == torch.uint8
+        features = images.float().mean((2, 3))
+        return features, features
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +224,7 @@ class Brightness(torch.nn.Module):
 
 def test_an_extractor_of_a_users_own_is_named_in_yaml():
     Path("extractor.yaml").write_text(EXTRACTOR)
-    main([*DIGITS, "--config", "extractor.yaml", *SMALL, "--trainer.max_epochs=10", "--trainer.limit_train_batches=1"])
+    main([*DIGITS, "--config", "extractor.yaml", *SMALL, "--trainer.max_epochs=20", "--trainer.limit_train_batches=1"])
     values = [row["sample/fid_brightness"] for row in metrics(Path("runs/digits")) if row["sample/fid_brightness"]]
     assert len(values) == 1
     assert "sample/is_brightness" not in metrics(Path("runs/digits"))[0]

@@ -27,7 +27,7 @@ from lit_ddpm.objective import kl_forms
 WANDB = ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
 QUICK = [
     *SMALL,
-    "--trainer.max_epochs=30",
+    "--trainer.max_epochs=40",
     "--trainer.limit_train_batches=1",
     "--trainer.limit_val_batches=1",
     "--trainer.log_every_n_steps=10",
@@ -74,13 +74,13 @@ def test_an_offline_run_of_wandb_holds_the_dashboard(wandb_run):
     for key in keys - {"trainer/global_step", "epoch", "_step", "_runtime", "_timestamp"}:
         steps = [row["trainer/global_step"] for row in rows if key in row]
         assert len(steps) == len(set(steps)), key
-    assert [row["trainer/global_step"] for row in rows if "val/bpd" in row] == [9, 19, 29]
-    assert [row["trainer/global_step"] for row in rows if "sample/fid_digits" in row] == [9, 29]
+    assert [row["trainer/global_step"] for row in rows if "val/bpd" in row] == [19, 39]
+    assert [row["trainer/global_step"] for row in rows if "sample/fid_digits" in row] == [19, 39]
 
     files = next(wandb_run.glob("wandb/offline-run-*")) / "files"
     for key in PICTURES | {"objective_weights"}:
         (row,) = [row for row in rows if f"{key}/filenames" in row]
-        assert row["trainer/global_step"] == (0 if key == "objective_weights" else 29)
+        assert row["trainer/global_step"] == (0 if key == "objective_weights" else 39)
         picture = np.asarray(Image.open(files / row[f"{key}/filenames"][0]).convert("RGB"))
         assert picture.dtype == np.uint8
         assert 20 < picture.mean() < 254
@@ -96,7 +96,7 @@ def test_an_offline_run_of_wandb_holds_the_dashboard(wandb_run):
         "parametrization": "VParametrization",
         "schedule": "LogSNRSchedule",
     }
-    assert config["config"]["trainer"]["max_epochs"] == 30
+    assert config["config"]["trainer"]["max_epochs"] == 40
     assert config["sample_metrics"]["val"]["weights"] == "averaged"
     assert summaries["val/bpd"] == ("trainer/global_step", "min")
     assert summaries["sample/fid_digits"] == ("trainer/global_step", "min")
@@ -129,8 +129,8 @@ def test_tensorboard_and_files_alone_work_without_wandb(monkeypatch, tensorboard
     run = Path("runs/digits")
     names = {path.name for path in (run / "profile").iterdir()}
     for stem in ("elbo_terms", "elbo_rate", "rate_distortion"):
-        assert f"val_{stem}_0000030.png" in names
-    assert {"objective_weights.png", "val_elbo_profile_0000030.csv"} <= names
+        assert f"val_{stem}_0000040.png" in names
+    assert {"objective_weights.png", "val_elbo_profile_0000040.csv"} <= names
     with (run / "metrics.csv").open() as file:
         columns = set(next(csv.reader(file)))
     assert TERMS | {"sample/fid_digits", "perf/images_per_s"} <= columns
@@ -140,8 +140,8 @@ def test_tensorboard_and_files_alone_work_without_wandb(monkeypatch, tensorboard
         events.Reload()
         assert PICTURES | {"objective_weights"} <= set(events.Tags()["images"])
         assert TERMS | {"sample/fid_digits"} <= set(events.Tags()["scalars"])
-        assert [event.step for event in events.Scalars("val/bpd")] == [9, 19, 29]
-        assert [event.step for event in events.Images("val/elbo_terms")] == [29]
+        assert [event.step for event in events.Scalars("val/bpd")] == [19, 39]
+        assert [event.step for event in events.Images("val/elbo_terms")] == [39]
 
 
 def test_a_missing_wandb_is_one_sentence(monkeypatch, capsys):

@@ -1,11 +1,20 @@
-"""A second derivation: diffusers' DDPMScheduler, which shares no code with ours."""
+"""A second derivation: diffusers' schedulers, which share no code with ours."""
 
 import pytest
 import torch
 from conftest import TinyNetwork
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from lit_ddpm import AncestralSampler, Denoiser, EpsParametrization, LinearSchedule, VParametrization, X0Parametrization
+from lit_ddpm import (
+    AncestralSampler,
+    DDIMSampler,
+    Denoiser,
+    DPMSolverSampler,
+    EpsParametrization,
+    LinearSchedule,
+    VParametrization,
+    X0Parametrization,
+)
 from lit_ddpm.sampler import standard_normal
 from lit_ddpm.seeding import keyed_generator
 
@@ -79,3 +88,61 @@ def test_ancestral_samples_from_the_same_network_and_noise(monkeypatch):
             x = _step(scheduler, output, t, x, noise)
     scale = float(x.abs().max())
     assert float((ours - x).abs().max()) / max(scale, 1.0) < 1e-4
+
+
+PREDICTIONS = [("epsilon", EpsParametrization()), ("sample", X0Parametrization()), ("v_prediction", VParametrization())]
+
+
+def recorded(denoiser, sampler, seed=0):
+    """Every x_s of a trajectory in float64, and the network's outputs on the way."""
+    outputs = []
+    denoiser.double().network.register_forward_hook(lambda module, args, output: outputs.append(output))
+    generator = keyed_generator("test", seed)
+    x_T = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        path = list(sampler.trajectory(denoiser, x_T, generator))
+    return path, outputs
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(("prediction_type", "parametrization"), PREDICTIONS)
+def test_ddim_steps_are_those_of_diffusers(monkeypatch, prediction_type, parametrization, eta):
+    schedule = LinearSchedule()
+    sampler = DDIMSampler(50, eta)
+    path, outputs = recorded(Denoiser(TinyNetwork(), schedule, parametrization), sampler)
+    scheduler = DDIMScheduler(1000, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=True)
+    scheduler.alphas_cumprod = schedule.alpha_bar(torch.arange(1, 1001))
+    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    scheduler.set_timesteps(50)
+    generator = keyed_generator("test", 0)
+    torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=generator)
+    assert [t for t, _ in path] == list(range(1000, -1, -20))
+    for (t, x_t), (s, x_s), output in zip(path, path[1:], outputs, strict=False):
+        # Their step goes back by a fixed stride, as this grid does.
+        noise = standard_normal(x_t.shape, generator, x_t.device).double() if eta and s > 0 else torch.zeros_like(x_t)
+        theirs = scheduler.step(output, t - 1, x_t, eta=eta, variance_noise=noise).prev_sample
+        torch.testing.assert_close(x_s, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("num_steps", [4, 20, 50])
+@pytest.mark.parametrize(("prediction_type", "parametrization"), PREDICTIONS)
+def test_dpm_solver_steps_are_those_of_diffusers(prediction_type, parametrization, num_steps):
+    schedule = LinearSchedule()
+    path, outputs = recorded(Denoiser(TinyNetwork(), schedule, parametrization), DPMSolverSampler(num_steps))
+    scheduler = DPMSolverMultistepScheduler(
+        1000, prediction_type=prediction_type, solver_order=2, lower_order_final=False, final_sigmas_type="zero"
+    )
+    visited = torch.tensor([t for t, _ in path[:-1]])
+    scheduler.set_timesteps(timesteps=(visited - 1).tolist())
+    sigmas = (schedule.one_minus_alpha_bar(visited) / schedule.alpha_bar(visited)).sqrt()
+    scheduler.sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+    # Their step() goes down to float32 for the update; these are the functions it calls.
+    estimates = []
+    for number, ((_, x_t), (s, x_s), output) in enumerate(zip(path, path[1:], outputs, strict=False)):
+        scheduler._step_index = number
+        estimates.append(scheduler.convert_model_output(output, sample=x_t))
+        if number == 0 or s == 0:
+            theirs = scheduler.dpm_solver_first_order_update(estimates[-1], sample=x_t)
+        else:
+            theirs = scheduler.multistep_dpm_solver_second_order_update(estimates[-2:], sample=x_t)
+        torch.testing.assert_close(x_s, theirs, rtol=1e-8, atol=1e-8)

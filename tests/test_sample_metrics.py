@@ -91,6 +91,7 @@ def test_every_result_has_its_protocol(caplog):
         "real": "training split of DigitsDataModule",
         "sampler": "AncestralSampler",
         "num_steps": 5,
+        "guidance": 1.0,
         "weights": "averaged",
         "precision": "32-true",
         "seed": 4,
@@ -351,6 +352,6 @@ def test_bad_settings_are_refused_by_name():
 def test_a_fast_dev_run_is_fast():
     callback = sample_metrics(Counting(), num_val_samples=5000, val_sampler=AncestralSampler(2, chunk_size=16))
     fit(callback, fast_dev_run=True)
-    assert callback.extractor.seen == 2 + 180 + 16
+    assert callback.extractor.seen == 2 + 180 + 4
     assert not list(Path().rglob("*.safetensors"))
     assert not Path("sample_metrics.jsonl").exists()

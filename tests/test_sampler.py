@@ -4,7 +4,15 @@ import pytest
 import torch
 from conftest import TinyNetwork, oracle
 
-from lit_ddpm import AncestralSampler, Denoiser, LinearSchedule, VParametrization
+from lit_ddpm import (
+    AncestralSampler,
+    DDIMSampler,
+    Denoiser,
+    DPMSolverSampler,
+    LinearSchedule,
+    VParametrization,
+    X0Parametrization,
+)
 
 
 def tiny(num_steps=20):
@@ -46,6 +54,52 @@ def test_fewer_steps_go_from_the_last_timestep_to_zero():
         assert visited[0] == 20
         assert visited[-1] == 0
         assert len(set(visited)) == len(visited) == num_steps + 1
+
+
+def test_ddim_with_eta_1_and_all_steps_is_ancestral():
+    denoiser = tiny().double()
+    ancestral, ddim = AncestralSampler()(denoiser, (4, 1, 4, 4)), DDIMSampler(eta=1)(denoiser, (4, 1, 4, 4))
+    torch.testing.assert_close(ddim, ancestral, rtol=1e-6, atol=1e-6)
+
+
+def test_ddim_with_eta_0_draws_no_noise_on_the_way():
+    denoiser, generator = tiny(), torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    with torch.no_grad():
+        list(DDIMSampler(5).trajectory(denoiser, torch.ones(2, 1, 4, 4), generator))
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(DDIMSampler, 1), (DPMSolverSampler, 2)])
+def test_the_error_of_a_deterministic_sampler_falls_with_its_order(sampler, order):
+    """The exact flow of Gaussian data keeps x_t in proportion to the standard deviation of q(x_t)."""
+    schedule = LinearSchedule(num_steps=4000)
+    tau2 = 0.25
+    denoiser = oracle(schedule, tau2).double()
+    std = {t: float(schedule.alpha_bar(t) * tau2 + schedule.one_minus_alpha_bar(t)) ** 0.5 for t in (4000, 1000)}
+    errors = []
+    for num_steps in (40, 80, 160):
+        x_T = torch.ones(1, 1, dtype=torch.float64)
+        with torch.no_grad():
+            path = dict(sampler(num_steps).trajectory(denoiser, x_T, torch.Generator()))
+        errors.append(abs(float(path[1000]) - std[1000] / std[4000]))
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.35)
+
+
+def test_a_multistep_sampler_remembers_nothing_from_one_trajectory_to_the_next():
+    denoiser, sampler = tiny(), DPMSolverSampler(6, chunk_size=2)
+    four = sampler(denoiser, (4, 1, 4, 4))
+    assert torch.equal(sampler(denoiser, (2, 1, 4, 4), first_index=2), four[2:])
+    assert torch.equal(sampler(denoiser, (4, 1, 4, 4)), four)
+
+
+@pytest.mark.parametrize("sampler", [DDIMSampler(5), DDIMSampler(5, eta=1.0), DPMSolverSampler(5)])
+def test_samplers_start_where_no_signal_is_left(sampler):
+    torch.manual_seed(0)
+    schedule = LinearSchedule(20, zero_terminal_snr=True)
+    denoiser = Denoiser(TinyNetwork(num_steps=20), schedule, X0Parametrization())
+    assert torch.isfinite(sampler(denoiser, (2, 1, 4, 4))).all()
 
 
 def test_an_image_is_a_function_of_seed_and_number():
@@ -103,3 +157,6 @@ def test_bad_settings_are_refused_by_name():
         AncestralSampler(chunk_size=0)
     with pytest.raises(ValueError, match=r"num_steps = 21 .*at most the schedule's 20"):
         AncestralSampler(21)(tiny(), (1, 1, 4, 4))
+    for eta in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"eta = {eta} of DDIMSampler must be in \[0, 1\]"):
+            DDIMSampler(eta=eta)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_ddpm import plots
 from lit_ddpm.callbacks.loggers import log_config, log_picture, log_table, step_of, summarize
 from lit_ddpm.elbo import bits_per_dim
+from lit_ddpm.gaussian import to_float64
 from lit_ddpm.module import DDPM
 from lit_ddpm.objective import kl_weight, weight_on_x0_mse
 from lit_ddpm.run_directory import run_directory
@@ -70,8 +71,7 @@ class ELBOProfile(Callback):
         if pl_module.last_kl is None:
             return
         t, kl = pl_module.last_kl
-        if self._training is None:
-            self._training = torch.zeros(2, pl_module.denoiser.schedule.num_steps - 1, dtype=kl.dtype, device=kl.device)
+        self._training = self._training if self._training is not None else _no_terms(pl_module)
         self._training.index_add_(1, (t - 2).to(kl.device), torch.stack([kl, torch.ones_like(kl)]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,7 +88,7 @@ class ELBOProfile(Callback):
         assert isinstance(module, DDPM)
         report = module.last_report
         assert report is not None
-        training = self._training if self._training is not None else torch.zeros(2, len(report.profile))
+        training = self._training if self._training is not None else _no_terms(module)
         training = trainer.strategy.reduce(training, reduce_op="sum") if trainer.world_size > 1 else training
         self._training = None
         directory = run_directory(trainer) / "profile"
@@ -110,6 +110,11 @@ class ELBOProfile(Callback):
         log_table(trainer, f"{split}/elbo_profile", list(table), rows)
         with (directory / f"{split}_elbo_profile_{step_of(trainer):07d}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([list(table), *rows])
+
+
+def _no_terms(module: DDPM) -> Tensor:
+    """Sums and numbers of KL terms by timestep, on the module's device."""
+    return to_float64(torch.zeros(2, module.denoiser.schedule.num_steps - 1, device=module.device))
 
 
 def _weights(module: DDPM) -> tuple[list[float], list[float]]:

@@ -8,7 +8,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from lit_ddpm.callbacks.loggers import log_picture
-from lit_ddpm.callbacks.sharing import draw
+from lit_ddpm.callbacks.sharing import draw, sampler_for
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.denoiser import evaluating
 from lit_ddpm.module import DDPM
@@ -31,7 +31,7 @@ class SampleGrid(Callback):
 
     Args:
         num_images: The number of images.
-        columns: Images in a row.
+        columns: Images in a row; if None, one for each class of a network with labels, or 8.
         num_trajectories: The number of images in the trajectory, none if 0.
         every_n_epochs: Draw after the validation of every so many epochs, and at the end of training.
         seed: The seed of the images.
@@ -44,7 +44,7 @@ class SampleGrid(Callback):
     def __init__(
         self,
         num_images: int = 64,
-        columns: int = 8,
+        columns: int | None = None,
         num_trajectories: int = 2,
         every_n_epochs: int = 1,
         seed: int = 0,
@@ -56,7 +56,7 @@ class SampleGrid(Callback):
             ("num_trajectories", num_trajectories, 0),
             ("every_n_epochs", every_n_epochs, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} = {value} of SampleGrid must be at least {least}.")
         self.num_images = num_images
         self.columns = columns
@@ -87,10 +87,11 @@ class SampleGrid(Callback):
         if self._drawn_at == trainer.global_step:
             return
         self._drawn_at = trainer.global_step
-        sampler, step = self.sampler or module.sampler, trainer.global_step
+        sampler, step = sampler_for(trainer, self.sampler or module.sampler), trainer.global_step
         title = "drawing the sample grid"
-        grid = torch.cat(draw(trainer, module, self.num_images, self.seed, sampler, Tensor.cpu, title))
-        pictures = {"grid": (f"step_{step:07d}.png", grid, self.columns, "")}
+        num_images = min(self.num_images, sampler.chunk_size) if trainer.fast_dev_run else self.num_images  # type: ignore[attr-defined] # Lightning's
+        grid = torch.cat(draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, title))
+        pictures = {"grid": (f"step_{step:07d}.png", grid, self.columns or module.num_classes or 8, "")}
         if self.num_trajectories:
             with trainer.precision_plugin.forward_context():
                 images, times = trajectory(module, sampler, self.num_trajectories, self.seed)
@@ -100,8 +101,9 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero:
             return
         steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
+        guided = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
         for key, (name, images, columns, more) in pictures.items():
-            caption = f"step {step}, {type(sampler).__name__} with {steps} steps, seed {self.seed}{more}"
+            caption = f"step {step}, {type(sampler).__name__} with {steps} steps, seed {self.seed}{guided}{more}"
             picture = to_pil_image(image_grid(to_uint8(images, module.levels), columns))
             log_picture(trainer, f"sample/{key}", picture, directory / name, caption)
 
@@ -113,15 +115,16 @@ def trajectory(module: DDPM, sampler: Sampler, num_images: int, seed: int) -> tu
         For each image its x_t and then its estimates of x_0 at those times, ``[num_images * 2 * times, C, H, W]``; and
         the times, from T down.
     """
-    denoiser = module.denoiser
+    denoiser = module.sampling_denoiser
+    cond = {k: v.to(module.device) for k, v in module.sample_cond(torch.arange(num_images)).items()}
     visited = sampler.timesteps(denoiser.schedule)[:-1]
     times = [visited[round(i)] for i in torch.linspace(0, len(visited) - 1, min(TIMES, len(visited))).tolist()]
     generator = keyed_generator("trajectory", seed)
     x_T = standard_normal((num_images, *(module.image_shape or ())), generator, module.device)
     with evaluating(denoiser):
         seen = [
-            torch.stack([x_t, denoiser(x_t, t)])
-            for t, x_t in sampler.trajectory(denoiser, x_T, generator)
+            torch.stack([x_t, denoiser(x_t, t, **cond)])
+            for t, x_t in sampler.trajectory(denoiser, x_T, generator, **cond)
             if t in times
         ]
     return torch.stack(seen).permute(2, 1, 0, 3, 4, 5).flatten(0, 2), times

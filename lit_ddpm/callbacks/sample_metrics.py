@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.callbacks.real_images import real_statistics
-from lit_ddpm.callbacks.sharing import draw
+from lit_ddpm.callbacks.sharing import draw, sampler_for
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.features import InceptionFeatures, extract, identity_of, name_of, resize_of
 from lit_ddpm.metrics import sample_metrics
@@ -32,7 +32,8 @@ class Protocol:
         num_real: The number of real images.
         real: Which images they are.
         sampler: The sampler's class.
-        num_steps: Reverse steps, each a network call, for an image.
+        num_steps: Reverse steps for an image.
+        guidance: The scale of classifier-free guidance; 1 is none.
         weights: ``"averaged"`` or ``"raw"``.
         precision: The Trainer's precision, which drawing uses.
         seed: The seed of the generated images, of the KID's subsets and of the IS's parts.
@@ -48,6 +49,7 @@ class Protocol:
     real: str
     sampler: str
     num_steps: int
+    guidance: float
     weights: str
     precision: str
     seed: int
@@ -57,11 +59,12 @@ class Protocol:
 
     def __str__(self) -> str:
         """One line."""
+        guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
         return (
             f"extractor {self.extractor}, resize {self.resize}, {self.num_generated:,} generated and {self.num_real:,} "
-            f"real images ({self.real}), {self.sampler} with {self.num_steps} steps, {self.weights} weights, precision "
-            f"{self.precision}, seed {self.seed}, KID of {self.kid_subsets} x {self.kid_subset_size:,}, IS splits "
-            f"{self.is_splits}"
+            f"real images ({self.real}), {self.sampler} with {self.num_steps} steps{guided}, {self.weights} weights, "
+            f"precision {self.precision}, seed {self.seed}, KID of {self.kid_subsets} x {self.kid_subset_size:,}, IS "
+            f"splits {self.is_splits}"
         )
 
 
@@ -176,7 +179,8 @@ class SampleMetrics(Callback):
             trainer.strategy.barrier()
         self._real = real_statistics(trainer, module, self.extractor, num_features, self.cache_dir)
         testing = trainer.testing
-        self._sampler = module.sampler if testing or self.val_sampler is None else self.val_sampler
+        sampler = module.sampler if testing or self.val_sampler is None else self.val_sampler
+        self._sampler = sampler_for(trainer, sampler)
         count = self.num_samples if testing else self.num_val_samples
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it from outside the class
             count = min(count, max(2, self._sampler.chunk_size))
@@ -192,6 +196,7 @@ class SampleMetrics(Callback):
             real=f"training split of {data}",
             sampler=type(self._sampler).__name__,
             num_steps=len(self._sampler.timesteps(module.denoiser.schedule)) - 1,
+            guidance=module.guidance,
             weights="averaged" if (averages if fitting else module.averaged) else "raw",
             precision=str(trainer.precision),
             seed=self.seed,
@@ -211,11 +216,11 @@ class SampleMetrics(Callback):
 
     def _announce(self, trainer: Trainer, num_features: int) -> None:
         p, size = self._protocol, self._sampler.chunk_size
-        drawn = -(-p.num_generated // size) * size
+        chunks, calls = -(-p.num_generated // size), p.num_steps * (1 if p.guidance == 1 else 2)
         when = f" in the first validation and every {self.every_n_epochs} epochs" if trainer.state.fn == "fit" else ""
         rank_zero_info(
-            f"SampleMetrics draws {p.num_generated:,} images{when}: {-(-p.num_generated // size):,} chunks of {size}, "
-            f"{p.num_steps:,} network calls an image, {drawn * p.num_steps:,} in all.\nIts protocol: {p}."
+            f"SampleMetrics draws {p.num_generated:,} images{when}: {chunks:,} chunks of {size}, "
+            f"{calls:,} network calls an image, {chunks * size * calls:,} in all.\nIts protocol: {p}."
         )
         fewest = min(p.num_generated, p.num_real)
         if fewest <= num_features:

@@ -1,5 +1,6 @@
 """Work that the processes share: each does every so-manyth piece, and all get all results in order."""
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -33,6 +34,14 @@ def progress(trainer: Trainer, pieces: Iterable[Result], description: str) -> It
     hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
     bar: Iterable[Result] = tqdm(pieces, description, leave=False, disable=hidden)
     return bar
+
+
+def sampler_for(trainer: Trainer, sampler: Sampler) -> Sampler:
+    """The sampler itself, or in a ``fast_dev_run`` a copy of it that makes a few images in two steps."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it from outside the class
+        sampler = copy.copy(sampler)
+        sampler.num_steps, sampler.chunk_size = min(2, sampler.num_steps or 2), min(4, sampler.chunk_size)
+    return sampler
 
 
 def draw(

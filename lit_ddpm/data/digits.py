@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_ddpm.data.base import ImageDataModule, ImageTensors
+from lit_ddpm.data.base import ImageDataModule, ImageTensors, split_rows
 
 
 class DigitsDataModule(ImageDataModule):
@@ -19,6 +19,7 @@ class DigitsDataModule(ImageDataModule):
 
     image_shape = (1, 8, 8)
     levels = 17
+    num_classes = 10
 
     def __init__(self, batch_size: int = 128, eval_batch_size: int = 180, split_seed: int = 0) -> None:
         super().__init__(batch_size, eval_batch_size)
@@ -31,6 +32,5 @@ class DigitsDataModule(ImageDataModule):
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.uint8)[:, None]
         labels = torch.tensor(digits.target, dtype=torch.int64)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
-        parts = zip(("test", "val", "train"), torch.split(order, [360, 180, 1257]), strict=True)
-        return {name: ImageTensors(images[rows], labels[rows]) for name, rows in reversed(list(parts))}
+        rows = split_rows(len(images), {"test": 360, "val": 180}, self.split_seed)
+        return {name: ImageTensors(images[rows[name]], labels[rows[name]]) for name in ("train", "val", "test")}
