@@ -8,6 +8,7 @@ from lit_ddpm.module import DDPM
 from lit_ddpm.nn.unet import UNet
 from lit_ddpm.objective import (
     X0MSE,
+    HybridObjective,
     KLWeighting,
     MinSNRWeighting,
     Objective,
@@ -34,7 +35,7 @@ from lit_ddpm.schedule import (
     Schedule,
     SigmoidSchedule,
 )
-from lit_ddpm.timestep import StratifiedTimesteps, TimestepSampler, UniformTimesteps
+from lit_ddpm.timestep import ImportanceTimesteps, StratifiedTimesteps, TimestepSampler, UniformTimesteps
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,8 @@ __all__ = [
     "Gaussian",
     "GaussianDecoder",
     "GuidedDenoiser",
+    "HybridObjective",
+    "ImportanceTimesteps",
     "KLWeighting",
     "LinearSchedule",
     "LogSNRSchedule",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,22 @@ from lit_ddpm.gaussian import Gaussian, posterior_coefficients, q_marginal
 from lit_ddpm.parametrization import Parametrization
 from lit_ddpm.schedule import Schedule, check_timesteps, expand_like
 
-Variance = Literal["posterior", "beta"]
-"""The variance of ``p_theta``: the true posterior's sigma_q^2, or beta_t (Ho et al. 2020, section 3.2)."""
+Variance = Literal["posterior", "beta", "learned"]
+"""The variance of ``p_theta``: the true posterior's sigma_q^2, or beta_t (Ho et al. 2020, section 3.2), or learned: for
+each pixel between the two, on a logarithmic scale (Nichol and Dhariwal 2021, eq. 15)."""
+
+
+class Estimate(NamedTuple):
+    """What a denoiser says of noisy images.
+
+    Attributes:
+        x0_hat: The estimate of x_0, ``[B, ...]``.
+        fraction: Where the logarithm of a learned variance lies between sigma_q^2 (0) and beta (1), ``[B, ...]``; None
+            for the other variances.
+    """
+
+    x0_hat: Tensor
+    fraction: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class Prediction:
         eps: The noise in `x_t`, ``[B, ...]``.
         output: The network's output, at least float32.
         x0_hat: The estimate of `x_0` that `output` stands for, never clipped.
+        fraction: See `Estimate`.
     """
 
     x_0: Tensor
@@ -35,6 +50,7 @@ class Prediction:
     eps: Tensor
     output: Tensor
     x0_hat: Tensor
+    fraction: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Prediction":
         """The prediction of some of its samples, by their numbers (int64, on the CPU)."""
@@ -42,7 +58,8 @@ class Prediction:
             return self
         on_device = rows.to(self.x_0.device)
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Prediction(**{name: x[rows if name == "t" else on_device] for name, x in tensors.items()})
+        chosen = {name: x[rows if name == "t" else on_device] for name, x in tensors.items() if x is not None}
+        return Prediction(**chosen)
 
 
 class Denoiser(nn.Module):
@@ -50,9 +67,10 @@ class Denoiser(nn.Module):
 
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
+            Its output has the shape of x_t, or for a learned variance twice the channels.
         schedule: The forward process.
         parametrization: What the network's output stands for.
-        variance: The variance of ``p_theta``: ``"posterior"`` (sigma_q^2) or ``"beta"`` (beta_t).
+        variance: The variance of ``p_theta``: ``"posterior"`` (sigma_q^2), ``"beta"`` (beta_t) or ``"learned"``.
         clip: Clip the estimate of x_0 to the data's range [-1, 1]. A property of ``p_theta``: it holds for sampling
             and for the variational bound alike, and never for the `predict` that training uses.
 
@@ -83,9 +101,14 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Tensor:
         """The estimate of x_0 from `x_t` ``[B, ...]`` at `t`, an int or ``[B]``; clipped if the denoiser clips."""
+        return self.estimate(x_t, t, **cond).x0_hat
+
+    def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
+        """The same, with what a learned variance needs; one call of the network."""
         t = self._timesteps(x_t, t)
-        x0_hat = self._x0_hat(self._output(x_t, t, cond), x_t, t)
-        return x0_hat.clamp(-1, 1) if self.clip else x0_hat
+        output, fraction = self._output(x_t, t, cond)
+        x0_hat = self._x0_hat(output, x_t, t)
+        return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
     def predict(self, x_0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> Prediction:
         """Noises `x_0` to `t` with `eps` and calls the network once; the gradient flows through the result.
@@ -98,21 +121,38 @@ class Denoiser(nn.Module):
         """
         t = self._timesteps(x_0, t).expand(len(x_0))
         x_t = q_marginal(self.schedule, x_0, t).sample(eps)
-        output = self._output(x_t, t, cond)
-        return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=self._x0_hat(output, x_t, t))
+        output, fraction = self._output(x_t, t, cond)
+        x0_hat = self._x0_hat(output, x_t, t)
+        return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat, fraction=fraction)
 
     def p_posterior(self, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None, **cond: Any) -> Gaussian:
         """``p_theta(x_s|x_t)``: mu_theta and its variance, with one call of the network; see `p_given_x0_hat`."""
-        return self.p_given_x0_hat(x_t, self(x_t, t, **cond), t, s)
+        x0_hat, fraction = self.estimate(x_t, t, **cond)
+        return self.p_given_x0_hat(x_t, x0_hat, t, s, fraction)
 
-    def p_given_x0_hat(self, x_t: Tensor, x0_hat: Tensor, t: int | Tensor, s: int | Tensor | None = None) -> Gaussian:
+    def p_given_x0_hat(
+        self,
+        x_t: Tensor,
+        x0_hat: Tensor,
+        t: int | Tensor,
+        s: int | Tensor | None = None,
+        fraction: Tensor | None = None,
+    ) -> Gaussian:
         """``p_theta(x_s|x_t)`` for a given estimate of x_0: the true posterior's mean with `x0_hat` in place of x_0.
 
-        Where s = 0 the true posterior has no variance, and both choices take beta, the variance of the whole step.
+        Where s = 0 the true posterior has no variance, and every choice takes beta, the variance of the whole step;
+        only a learned one, at t = 1, lies between that and the posterior variance of t = 2. Without a `fraction` a
+        learned variance is sigma_q^2.
         """
         c = posterior_coefficients(self.schedule, t, s)
         mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
-        return Gaussian(mean, expand_like(model_variance(c.var, c.beta, self.variance), x_t))
+        var = model_variance(c.var, c.beta, self.variance)
+        if fraction is None:
+            return Gaussian(mean, expand_like(var, x_t))
+        of_2 = posterior_coefficients(self.schedule, 2).var
+        least = torch.where((c.var == 0) & (torch.as_tensor(t) == 1), torch.minimum(of_2, c.beta), var)
+        low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
+        return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
         t = check_timesteps(t, 1, self.schedule.num_steps)
@@ -120,17 +160,23 @@ class Denoiser(nn.Module):
             raise ValueError(f"t must be an int or hold one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
         return t
 
-    def _output(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    def _output(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
         t = t.expand(len(x_t)).to(x_t.device, non_blocking=True)
         output: Tensor = self.network(x_t.to(weight.dtype), t, **cond)
-        if output.shape != x_t.shape:
+        parts = 2 if self.variance == "learned" else 1
+        expected = [len(x_t), parts * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
+        if list(output.shape) != expected:
             raise ValueError(
                 f"the network returned {list(output.shape)} for images of {list(x_t.shape)}: "
-                f"{type(self.parametrization).__name__} with variance={self.variance!r} needs an output of the images' "
-                "shape; check the network's out_channels."
+                f"{type(self.parametrization).__name__} with variance={self.variance!r} needs {expected}; check the "
+                "network's out_channels."
             )
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if parts == 1:
+            return output, None
+        output, position = output.chunk(2, dim=1)
+        return output, (position + 1) / 2
 
     def _x0_hat(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(x_t.device.type, enabled=False):
@@ -164,16 +210,17 @@ class GuidedDenoiser(Denoiser):
         self.scale = scale
         self.no_label: int = num_classes
 
-    def forward(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Tensor:
-        """See `Denoiser.forward`; `cond` must have a ``label``, int64 ``[B]``."""
+    def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
+        """See `Denoiser.estimate`; `cond` must have a ``label``, int64 ``[B]``. The variance is that with the label."""
         t = self._timesteps(x_t, t)
         batch = len(x_t)
         both = {key: x.repeat(2, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) else x for key, x in cond.items()}
         both["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.no_label)])
         x_t, t = torch.cat([x_t, x_t]), t.expand(batch).repeat(2)
-        with_label, without = self._x0_hat(self._output(x_t, t, both), x_t, t).chunk(2)
+        output, fraction = self._output(x_t, t, both)
+        with_label, without = self._x0_hat(output, x_t, t).chunk(2)
         x0_hat = without + self.scale * (with_label - without)
-        return x0_hat.clamp(-1, 1) if self.clip else x0_hat
+        return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, None if fraction is None else fraction[:batch])
 
 
 def check_variance(variance: str) -> None:
@@ -183,7 +230,7 @@ def check_variance(variance: str) -> None:
 
 
 def model_variance(sigma_q2: Tensor, beta: Tensor, variance: Variance) -> Tensor:
-    """The variance of ``p_theta``; beta where the true posterior has none, as at t = 1."""
+    """The variance of ``p_theta``, the least one if it is learned; beta where the posterior has none, as at t = 1."""
     return beta if variance == "beta" else torch.where(sigma_q2 > 0, sigma_q2, beta)
 
 

@@ -133,8 +133,9 @@ def variational_bound(
         )
         for k, (t, eps) in enumerate(_noised_timesteps(x_0, indices, seed, calls, num_kl)):
             x_t = q_marginal(schedule, clean, t).sample(eps.to(clean))
-            x0_hat = denoiser(x_t.to(x_0.dtype), t, **cond).to(clean)
-            p = denoiser.p_given_x0_hat(x_t, x0_hat, t)
+            estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
+            x0_hat = estimate.x0_hat.to(clean)
+            p = denoiser.p_given_x0_hat(x_t, x0_hat, t, fraction=estimate.fraction)
             row = (t - 1).to(x_0.device)
             visits.index_add_(0, row, torch.ones_like(diffusion))
             squared_error.index_add_(0, row, ((x0_hat - clean) ** 2).flatten(1).mean(1))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
+from lit_ddpm.compatibility import check_data
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
 from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction, Variance
 from lit_ddpm.evaluation import BoundEvaluation, Split
@@ -41,7 +42,8 @@ class DDPM(LightningModule):
         timesteps: Which timesteps a batch visits.
         decoder: The likelihood at t = 1. If None, a `DiscretizedGaussian` with the data module's ``levels``, or 256.
         sampler: How images are made.
-        variance: The variance of ``p_theta``: ``"posterior"`` or ``"beta"``.
+        variance: The variance of ``p_theta``: ``"posterior"``, ``"beta"`` or ``"learned"``, for which a network has
+            twice the output channels.
         clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; set it to False for data of another range.
         label_dropout: The share of training labels that are left out, so that the network learns to do without: what
             guidance needs.
@@ -173,45 +175,24 @@ class DDPM(LightningModule):
     # --- setup
 
     def setup(self, stage: str) -> None:
-        """Checks decoder and network against the data module, where it states ``levels`` and ``image_shape``.
+        """Takes from the data module what nobody set, and checks the rest against it.
 
         Raises:
             ValueError: If they do not fit together.
         """
         data = getattr(self.trainer, "datamodule", None)
-        levels, shape = getattr(data, "levels", None), getattr(data, "image_shape", None)
         if stage == "predict":
             return
         if self.decoder is None:
-            self.decoder = DiscretizedGaussian(levels or self.levels)
+            self.decoder = DiscretizedGaussian(getattr(data, "levels", None) or self.levels)
         self._data_levels = self.decoder.levels
         if getattr(self.objective, "decoder", self.decoder) is None:
             self.objective = copy.copy(self.objective)
             # any objective may have a decoder, and not every one has
             self.objective.decoder = self.decoder  # type: ignore[attr-defined]
-        if levels and self.decoder.levels not in (None, levels):
-            raise ValueError(
-                f"the decoder has levels = {self.decoder.levels} but the images of {type(data).__name__} have "
-                f"levels = {levels}; set the decoder's levels to {levels}."
-            )
-        if shape:
-            network, channels = self.denoiser.network, shape[0]
-            for name in ("in_channels", "out_channels"):
-                if getattr(network, name, channels) != channels:
-                    raise ValueError(
-                        f"{name} = {getattr(network, name)} of {type(network).__name__} does not fit images of "
-                        f"image_shape = {list(shape)} from {type(data).__name__}: "
-                        f"{type(self.denoiser.parametrization).__name__} with variance={self.denoiser.variance!r} "
-                        f"needs {channels}."
-                    )
-            self.image_shape = tuple(shape)
-        if self.num_classes is not None and data is not None:
-            of_data = getattr(data, "num_classes", self.num_classes)
-            if of_data is None or of_data > self.num_classes:
-                raise ValueError(
-                    f"num_classes = {self.num_classes} of {type(self.denoiser.network).__name__} does not fit "
-                    f"{type(data).__name__}, which has {of_data or 'no'} classes."
-                )
+        check_data(data, self.denoiser, self.decoder)
+        shape = getattr(data, "image_shape", None)
+        self.image_shape = self.image_shape if shape is None else tuple(shape)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over all trainable parameters, and its scheduler if there is one."""
@@ -244,11 +225,21 @@ class DDPM(LightningModule):
         t, weight = self.timesteps.sample(len(x_0), self.denoiser.schedule.num_steps, None)
         pred = self.denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
         losses = self.objective(self.denoiser, pred)
+        if self.timesteps.learns:
+            self.timesteps.update(*self._of_all_processes(t, losses.detach()))
         loss = (weight.to(losses) * losses).mean()
         self._unchecked = (self.global_step, t, losses.detach())
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x_0))
         self.log_dict(self._both_forms(pred, weight), batch_size=len(x_0))
         return loss.float()
+
+    def _of_all_processes(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The timesteps and losses of all processes, on the CPU, in the same order on each."""
+        both = torch.stack([t.to(losses), losses], dim=1)
+        gathered = self.all_gather(both)
+        assert isinstance(gathered, Tensor)
+        t, losses = gathered.reshape(-1, 2).T.cpu()
+        return t.round().long(), losses
 
     @torch.no_grad()
     def _both_forms(self, pred: Prediction, weight: Tensor) -> dict[str, Tensor]:
@@ -259,12 +250,11 @@ class DDPM(LightningModule):
         kl, kl_from_x0_mse, x0_mse = kl_forms(self.denoiser, pred.select(rows))
         self.last_kl = (pred.t[rows], kl)
         weight = weight[rows].to(kl)
-        return {
-            "train/kl": (weight * kl).mean(),
-            "train/kl_from_x0_mse": (weight * kl_from_x0_mse).mean(),
-            "train/form_gap": ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max(),
-            "train/x0_mse": (weight * x0_mse).mean(),
-        }
+        values = {"train/kl": (weight * kl).mean(), "train/x0_mse": (weight * x0_mse).mean()}
+        if self.denoiser.variance != "learned":  # whose KL is more than a weighted error
+            values["train/kl_from_x0_mse"] = (weight * kl_from_x0_mse).mean()
+            values["train/form_gap"] = ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max()
+        return values
 
     def _check_finite(self) -> None:
         """Stops at a loss that is not finite.
@@ -387,6 +377,7 @@ class DDPM(LightningModule):
         check_weights_are_finite(self)
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels
+        checkpoint["timesteps"] = self.timesteps.state_dict()
         checkpoint["unsaved_arguments"] = self._unsaved_arguments
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -394,6 +385,8 @@ class DDPM(LightningModule):
         check_weights_fit(self, checkpoint)
         shape = checkpoint.get("image_shape")
         self.image_shape = self.image_shape if shape is None else tuple(shape)
+        if checkpoint.get("timesteps"):
+            self.timesteps.load_state_dict(checkpoint["timesteps"])
         self.averaged = "weights" in checkpoint
         self.loaded_step = checkpoint.get("global_step", 0)
         self._data_levels = checkpoint.get("levels")

@@ -11,6 +11,7 @@ The lecture's equivalence for t >= 2, with the variance of p_theta equal to :mat
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -128,13 +129,14 @@ class PosteriorKL(Objective):
         x_0, x_t, x0_hat = (to_float64(x) for x in (pred.x_0, pred.x_t, pred.x0_hat))
         first = pred.t == 1
         q = q_posterior(denoiser.schedule, x_t, x_0, pred.t.clamp(min=2))
-        p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2))
+        p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
         if bool(first.any()):
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
             rows = first.nonzero().flatten().to(x_0.device)
-            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1)
+            fraction = pred.fraction[rows] if pred.fraction is not None else None
+            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, fraction=fraction)
             nll = -self.decoder.log_prob(x_0[rows], p)
             loss = loss.index_copy(0, rows, nll.flatten(1).mean(1))
         return loss
@@ -163,6 +165,36 @@ class PredictionMSE(Objective):
         """See `Objective.__call__`; squared error of the output per dimension."""
         target = denoiser.parametrization.target(denoiser.schedule, pred.x_0, pred.eps, pred.t)
         return ((pred.output - target) ** 2).flatten(1).mean(1)
+
+
+class HybridObjective(Objective):
+    """A simple loss that trains the mean, and a little of the whole KL, which trains the variance alone.
+
+    ``simple + weight T KL``, with the gradient of the KL stopped at x0_hat (Nichol and Dhariwal 2021, eq. 16).
+
+    Args:
+        simple: The loss of the mean; `PredictionMSE` if None.
+        weight: The weight of the bound's KL, nats per dimension summed over t.
+        decoder: See `PosteriorKL`.
+
+    Raises:
+        ValueError: If the weight is not positive; when called, if the denoiser's variance is not learned.
+    """
+
+    def __init__(self, simple: Objective | None = None, weight: float = 0.001, decoder: Decoder | None = None) -> None:
+        if not weight > 0:
+            raise ValueError(f"weight = {weight} of HybridObjective must be positive.")
+        self.simple = simple if simple is not None else PredictionMSE()
+        self.weight = weight
+        self.decoder = decoder
+
+    def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
+        """See `Objective.__call__`."""
+        if denoiser.variance != "learned":
+            raise ValueError(f"HybridObjective trains a variance: set variance to learned, not {denoiser.variance!r}.")
+        kl = PosteriorKL(self.decoder)(denoiser, replace(pred, x0_hat=pred.x0_hat.detach()))
+        simple = self.simple(denoiser, pred)
+        return simple + self.weight * denoiser.schedule.num_steps * kl.to(torch.promote_types(simple.dtype, kl.dtype))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ ORDER = [
     {"parametrization"},
     {"denoiser", "decoder", "timestep"},
     {"objective", "elbo", "sampler"},
-    {"ledger", "nn", "data", "features", "metrics", "run_directory", "checkpoint"},
+    {"compatibility", "ledger", "nn", "data", "features", "metrics", "run_directory", "checkpoint"},
     {"evaluation", "plots"},
     {"module"},
     {"callbacks"},

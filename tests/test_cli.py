@@ -247,7 +247,7 @@ INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
         ([*DIGITS, "--model.schedule.num_steps=many"], "model.schedule.num_steps: .*int.*many"),
         ([*DIGITS, "--model.schedule.num_steps=1"], "num_steps = 1"),
         ([*DIGITS, "--model.objective=NoSuchLoss"], "model.objective.*NoSuchLoss"),
-        ([*DIGITS, "--model.variance=learned"], "model.variance.*learned|variance.*posterior.*beta"),
+        ([*DIGITS, "--model.variance=fixed"], "model.variance.*fixed|variance.*posterior.*beta"),
         ([*DIGITS, "--model.decoder.levels=256"], "levels = 256 .* levels = 17"),
         ([*DIGITS, "--model.network.in_channels=3"], r"in_channels = 3 .* image_shape = \[1, 8, 8\]"),
         (

@@ -188,8 +188,8 @@ def test_low_precision_outputs_give_the_kl_of_the_same_outputs_in_float64(parame
 
 
 def test_bad_settings_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"variance = 'learned'.*posterior, beta"):
-        Denoiser(nn.Identity(), LinearSchedule(), X0Parametrization(), variance="learned")
+    with pytest.raises(ValueError, match=r"variance = 'fixed'.*posterior, beta, learned"):
+        Denoiser(nn.Identity(), LinearSchedule(), X0Parametrization(), variance="fixed")
     with pytest.raises(ValueError, match="gamma = 0"):
         MinSNRWeighting(0)
     with pytest.raises(ValueError, match=r"1\.\.1000"):

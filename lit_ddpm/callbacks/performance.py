@@ -71,7 +71,7 @@ class Performance(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Times the steps that are logged."""
-        self._timed = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined] # Lightning's
+        self._timed = (trainer.global_step + 1) % _every(trainer) == 0
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Marks the beginning of the backward pass."""
@@ -86,7 +86,7 @@ class Performance(Callback):
     ) -> None:
         """Logs, if this step was timed, and begins the next."""
         assert isinstance(pl_module, DDPM)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it from outside the class
+        every = _every(trainer)
         self._images += len(pl_module.unpack_batch(batch)[0])
         if self._timed and trainer.global_step % every == 0:
             now, marks = self._now(pl_module), self._marks
@@ -101,6 +101,10 @@ class Performance(Callback):
             self._restart(pl_module)
         elif (trainer.global_step + 1) % every == 0:
             self._marks = [self._now(pl_module)]
+
+
+def _every(trainer: Trainer) -> int:
+    return int(getattr(trainer, "log_every_n_steps", 50))
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_ddpm.callbacks.sharing import gather, gather_in_turn, progress
+from lit_ddpm.callbacks.sharing import gather, gather_in_turn, is_quick, progress
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.features import extract, identity_of, name_of, resize_of
 from lit_ddpm.metrics import KID_IMAGES, RealStatistics
@@ -30,14 +30,14 @@ def real_statistics(
     Raises:
         ValueError: If the data module has no such method, or the file is not of these images and this extractor.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined] # Lightning sets it from outside the class
+    data: Any = getattr(trainer, "datamodule", None)
     if not hasattr(data, "reference_dataloader"):
         raise ValueError(
             "SampleMetrics needs the training images without augmentation: give the data module, "
             f"{type(data).__name__}, a method reference_dataloader(), as ImageDataModule has."
         )
     loader = data.reference_dataloader()
-    quick = trainer.fast_dev_run  # type: ignore[attr-defined] # as above
+    quick = is_quick(trainer)
     if quick or not hasattr(data, "fingerprint"):
         return _measure(trainer, module, extractor, num_features, islice(loader, 1 if quick else None), 1)
     path, stored, origin = None, None, {}

@@ -8,7 +8,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from lit_ddpm.callbacks.loggers import log_picture
-from lit_ddpm.callbacks.sharing import draw, sampler_for
+from lit_ddpm.callbacks.sharing import draw, is_quick, sampler_for
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.denoiser import evaluating
 from lit_ddpm.module import DDPM
@@ -89,7 +89,7 @@ class SampleGrid(Callback):
         self._drawn_at = trainer.global_step
         sampler, step = sampler_for(trainer, self.sampler or module.sampler), trainer.global_step
         title = "drawing the sample grid"
-        num_images = min(self.num_images, sampler.chunk_size) if trainer.fast_dev_run else self.num_images  # type: ignore[attr-defined] # Lightning's
+        num_images = min(self.num_images, sampler.chunk_size) if is_quick(trainer) else self.num_images
         grid = torch.cat(draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, title))
         pictures = {"grid": (f"step_{step:07d}.png", grid, self.columns or module.num_classes or 8, "")}
         if self.num_trajectories:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.callbacks.real_images import real_statistics
-from lit_ddpm.callbacks.sharing import draw, sampler_for
+from lit_ddpm.callbacks.sharing import draw, is_quick, sampler_for
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.features import InceptionFeatures, extract, identity_of, name_of, resize_of
 from lit_ddpm.metrics import sample_metrics
@@ -182,12 +182,12 @@ class SampleMetrics(Callback):
         sampler = module.sampler if testing or self.val_sampler is None else self.val_sampler
         self._sampler = sampler_for(trainer, sampler)
         count = self.num_samples if testing else self.num_val_samples
-        if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it from outside the class
+        if is_quick(trainer):
             count = min(count, max(2, self._sampler.chunk_size))
         fitting = trainer.state.fn == "fit"
-        callbacks = trainer.callbacks  # type: ignore[attr-defined] # as above
+        callbacks = getattr(trainer, "callbacks", [])
         averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
-        data = type(trainer.datamodule).__name__  # type: ignore[attr-defined] # as above
+        data = type(getattr(trainer, "datamodule", None)).__name__
         self._protocol = Protocol(
             extractor=identity_of(self.extractor),
             resize=resize_of(self.extractor),
@@ -249,7 +249,7 @@ class SampleMetrics(Callback):
             rank_zero_warn(f"{broken:,} of {p.num_generated:,} generated images are not finite: no FID, KID or IS.")
         values = sample_metrics(self._real, features, logits, p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed)
         path = run_directory(trainer) / "sample_metrics.jsonl"
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined] # as above
+        if trainer.is_global_zero and not is_quick(trainer):
             figures = {"metrics": values, "protocol": asdict(p)}
             record = {"command": trainer.state.fn, "global_step": step_of(trainer), **figures}
             with path.open("a") as file:

@@ -36,9 +36,14 @@ def progress(trainer: Trainer, pieces: Iterable[Result], description: str) -> It
     return bar
 
 
+def is_quick(trainer: Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, in which everything happens once and hardly any of it."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
 def sampler_for(trainer: Trainer, sampler: Sampler) -> Sampler:
     """The sampler itself, or in a ``fast_dev_run`` a copy of it that makes a few images in two steps."""
-    if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning sets it from outside the class
+    if is_quick(trainer):
         sampler = copy.copy(sampler)
         sampler.num_steps, sampler.chunk_size = min(2, sampler.num_steps or 2), min(4, sampler.chunk_size)
     return sampler
