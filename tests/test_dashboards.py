@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import CONFIGS, DIGITS, SMALL, error_of
 
-from lit_ddpm import DiscretizedGaussian
+from lit_ddpm import DDPM, DiscretizedGaussian
 from lit_ddpm.callbacks import EMA, ELBOProfile, Performance
 from lit_ddpm.cli import main
 from lit_ddpm.objective import kl_forms
@@ -282,27 +282,43 @@ def test_performance_is_logged_with_the_other_metrics(accumulate):
     assert not module.denoiser.network._forward_hooks
 
 
-def test_time_outside_the_network_is_told_from_time_inside():
-    import time
+def test_time_outside_the_network_is_told_from_time_inside(monkeypatch):
+    class Clock:
+        """Stands still but for what is added to it."""
 
-    class Slow(torch.nn.Module):
-        def __init__(self, inside):
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("lit_ddpm.callbacks.performance.time", clock)
+
+    class ThreeSeconds(torch.nn.Module):
+        def __init__(self):
             super().__init__()
-            self.inside = inside
             self.weight = torch.nn.Parameter(torch.ones(()))
 
         def forward(self, x_t, t):
-            time.sleep(0.05 * self.inside)
+            clock.now += 3
             return self.weight * x_t
 
-    shares = []
-    for inside in (True, False):
-        module = tiny_module(network=Slow(inside))
-        original = module.unpack_batch
-        module.unpack_batch = lambda batch, wait=not inside, original=original: (
-            time.sleep(0.05 * wait),
-            original(batch),
-        )[1]
-        run = fit(Performance(), module=module, max_epochs=1, limit_val_batches=0)
-        shares.append(float(run.callback_metrics["perf/outside_network"]))
-    assert shares[0] < 0.5 < shares[1]
+    class OneSecond(DDPM):
+        def on_train_batch_start(self, batch, batch_idx):
+            clock.now += 1
+
+    run = fit(
+        Performance(),
+        module=tiny_module(OneSecond, network=ThreeSeconds()),
+        max_epochs=2,
+        num_sanity_val_steps=1,
+        log_every_n_steps=2,
+        logger=CSVLogger(".", "", ""),
+    )
+    assert run.global_step == 8
+    with Path("metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["perf/images_per_s"]]
+    assert [int(row["step"]) for row in rows] == [1, 3, 5, 7]
+    for row in rows:  # validation between the epochs is left out
+        assert float(row["perf/outside_network"]) == pytest.approx(1 / 4)
+        assert float(row["perf/images_per_s"]) == pytest.approx(256 / 4)
