@@ -56,7 +56,7 @@ class DDPM(LightningModule):
     Attributes:
         image_shape: The shape of an image, ``(C, H, W)``; None until the module has seen data.
         averaged: Whether the weights that it holds now are averaged ones, see `EMA`.
-        loaded_step: The optimizer steps behind the checkpoint that it was loaded from.
+        trained_steps: The optimizer steps behind the weights that a fit left or a checkpoint gave.
         last_kl: The timesteps and the KL in nats per dimension of the last training batch's samples with t >= 2.
         last_report: What the last validation or test found.
     """
@@ -104,7 +104,7 @@ class DDPM(LightningModule):
         _ = self.sampling_denoiser  # guidance without labels is an error now
         self.image_shape: tuple[int, ...] | None = None
         self.averaged = False
-        self.loaded_step = 0
+        self.trained_steps = 0
         self.last_kl: tuple[Tensor, Tensor] | None = None
         self.last_report: Report | None = None
         self._data_levels: int | None = None
@@ -152,8 +152,13 @@ class DDPM(LightningModule):
             )
         sampler = sampler if sampler is not None else self.sampler
         cond = self.sample_cond(torch.arange(first_index, first_index + num_images)) | cond
-        if self.num_classes is not None and not set(cond["label"].tolist()) <= set(range(self.num_classes)):
-            raise ValueError(f"label = {cond['label'].tolist()} must be 0 to {self.num_classes - 1}.")
+        label = cond.get("label")
+        if (
+            label is not None
+            and self.num_classes is not None
+            and not set(label.tolist()) <= set(range(self.num_classes))
+        ):
+            raise ValueError(f"label = {label.tolist()} must be 0 to {self.num_classes - 1}.")
         cond = {key: x.to(self.device) if isinstance(x, Tensor) else x for key, x in cond.items()}
         return sampler(self.sampling_denoiser, (num_images, *self.image_shape), seed, first_index, **cond)
 
@@ -288,6 +293,7 @@ class DDPM(LightningModule):
     def on_train_end(self) -> None:
         """Checks the last step too."""
         self._check_finite()
+        self.trained_steps = self.trainer.global_step
 
     # --- evaluation
 
@@ -344,7 +350,7 @@ class DDPM(LightningModule):
         if report.baseline is not None:
             values[f"{key}_histogram"] = report.baseline.value
         if self.trainer.state.fn != "fit":
-            values["step"] = max(self.loaded_step - 1, 0)  # where to log: Lightning's name, and it counts from 0
+            values["step"] = max(self.trained_steps - 1, 0)  # where to log: Lightning's name, and it counts from 0
         self.log_dict(values)
         return report
 
@@ -388,7 +394,7 @@ class DDPM(LightningModule):
         if checkpoint.get("timesteps"):
             self.timesteps.load_state_dict(checkpoint["timesteps"])
         self.averaged = "weights" in checkpoint
-        self.loaded_step = checkpoint.get("global_step", 0)
+        self.trained_steps = checkpoint.get("global_step", 0)
         self._data_levels = checkpoint.get("levels")
 
 

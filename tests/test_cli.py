@@ -224,7 +224,7 @@ class Brightness(torch.nn.Module):
 
 def test_an_extractor_of_a_users_own_is_named_in_yaml():
     Path("extractor.yaml").write_text(EXTRACTOR)
-    main([*DIGITS, "--config", "extractor.yaml", *SMALL, "--trainer.max_epochs=20", "--trainer.limit_train_batches=1"])
+    main([*DIGITS, "--config", "extractor.yaml", *SMALL, "--trainer.max_epochs=20", "--trainer.limit_train_batches=2"])
     values = [row["sample/fid_brightness"] for row in metrics(Path("runs/digits")) if row["sample/fid_brightness"]]
     assert len(values) == 1
     assert "sample/is_brightness" not in metrics(Path("runs/digits"))[0]

@@ -28,8 +28,7 @@ WANDB = ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
 QUICK = [
     *SMALL,
     "--trainer.max_epochs=40",
-    "--trainer.limit_train_batches=1",
-    "--trainer.limit_val_batches=1",
+    "--trainer.limit_train_batches=2",
     "--trainer.log_every_n_steps=10",
     "--data.batch_size=32",
 ]
@@ -74,13 +73,13 @@ def test_an_offline_run_of_wandb_holds_the_dashboard(wandb_run):
     for key in keys - {"trainer/global_step", "epoch", "_step", "_runtime", "_timestamp"}:
         steps = [row["trainer/global_step"] for row in rows if key in row]
         assert len(steps) == len(set(steps)), key
-    assert [row["trainer/global_step"] for row in rows if "val/bpd" in row] == [19, 39]
-    assert [row["trainer/global_step"] for row in rows if "sample/fid_digits" in row] == [19, 39]
+    assert [row["trainer/global_step"] for row in rows if "val/bpd" in row] == [39, 79]
+    assert [row["trainer/global_step"] for row in rows if "sample/fid_digits" in row] == [39, 79]
 
     files = next(wandb_run.glob("wandb/offline-run-*")) / "files"
     for key in PICTURES | {"objective_weights"}:
         (row,) = [row for row in rows if f"{key}/filenames" in row]
-        assert row["trainer/global_step"] == (0 if key == "objective_weights" else 39)
+        assert row["trainer/global_step"] == (0 if key == "objective_weights" else 79)
         picture = np.asarray(Image.open(files / row[f"{key}/filenames"][0]).convert("RGB"))
         assert picture.dtype == np.uint8
         assert 20 < picture.mean() < 254
@@ -129,8 +128,8 @@ def test_tensorboard_and_files_alone_work_without_wandb(monkeypatch, tensorboard
     run = Path("runs/digits")
     names = {path.name for path in (run / "profile").iterdir()}
     for stem in ("elbo_terms", "elbo_rate", "rate_distortion"):
-        assert f"val_{stem}_0000040.png" in names
-    assert {"objective_weights.png", "val_elbo_profile_0000040.csv"} <= names
+        assert f"val_{stem}_0000080.png" in names
+    assert {"objective_weights.png", "val_elbo_profile_0000080.csv"} <= names
     with (run / "metrics.csv").open() as file:
         columns = set(next(csv.reader(file)))
     assert TERMS | {"sample/fid_digits", "perf/images_per_s"} <= columns
@@ -140,8 +139,8 @@ def test_tensorboard_and_files_alone_work_without_wandb(monkeypatch, tensorboard
         events.Reload()
         assert PICTURES | {"objective_weights"} <= set(events.Tags()["images"])
         assert TERMS | {"sample/fid_digits"} <= set(events.Tags()["scalars"])
-        assert [event.step for event in events.Scalars("val/bpd")] == [19, 39]
-        assert [event.step for event in events.Images("val/elbo_terms")] == [39]
+        assert [event.step for event in events.Scalars("val/bpd")] == [39, 79]
+        assert [event.step for event in events.Images("val/elbo_terms")] == [79]
 
 
 def test_a_missing_wandb_is_one_sentence(monkeypatch, capsys):
@@ -186,6 +185,16 @@ def test_the_profile_of_a_test_is_exact_and_at_the_step_of_its_checkpoint():
         (line,) = csv.DictReader(file)
     assert float(line["step"]) == 7  # counted from 0, as in the fit
     assert "test/bpd" in line
+
+
+def test_a_test_after_a_fit_is_at_the_step_where_the_fit_ended():
+    module = tiny_module()
+    run = fit(ELBOProfile(), module=module, max_epochs=3, logger=CSVLogger(".", "", ""))
+    run.test(module, Few(), verbose=False)
+    assert Path("profile/test_elbo_profile_0000012.csv").exists()
+    with Path("metrics.csv").open() as file:
+        (line,) = [row for row in csv.DictReader(file) if row["test/bpd"]]
+    assert float(line["step"]) == 11
 
 
 def test_the_training_estimate_is_that_of_the_batches_it_saw():

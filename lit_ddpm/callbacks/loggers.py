@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 
 
 def step_of(trainer: Trainer) -> int:
-    """The number of optimizer steps behind the weights: those of the checkpoint, when nothing is trained."""
-    return trainer.global_step or int(getattr(trainer.lightning_module, "loaded_step", 0))
+    """The number of optimizer steps behind the weights, which outside of a fit the module knows."""
+    fitting = trainer.state.fn == "fit"
+    return trainer.global_step if fitting else int(getattr(trainer.lightning_module, "trained_steps", 0))
 
 
 def _x_axis(trainer: Trainer) -> int:
