@@ -2,8 +2,9 @@
 
 python -m benchmarks.loading
 
-Both loaders are torch's, in the main process, with batches of one size; only the way from indices to a batch differs.
-Prints the medians of interleaved epochs, and their ratio.
+All loaders are torch's, in the main process, with batches of 128. "Items" indexes tensors image by image; "as
+torchvision" also makes a PIL image and back of each, as torchvision's sets with their usual transforms do. Prints the
+medians of interleaved epochs, and how many times as fast ours is.
 """
 
 import argparse
@@ -13,20 +14,39 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from lit_ddpm.data import DigitsDataModule, ImageDataModule, ImageTensors
 
 
 class CIFARSized(ImageDataModule):
-    """Random images of the size and number of CIFAR-10's."""
+    """10,000 random images of the size of CIFAR-10's."""
 
     image_shape = (3, 32, 32)
 
     def splits(self) -> dict[str, ImageTensors]:
         """See `ImageDataModule.splits`."""
-        images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
-        return dict.fromkeys(("train", "val", "test"), ImageTensors(images, torch.zeros(50_000, dtype=torch.int64)))
+        images = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
+        return dict.fromkeys(("train", "val", "test"), ImageTensors(images, torch.zeros(10_000, dtype=torch.int64)))
+
+
+class Items(Dataset[Any]):
+    """One image at a time."""
+
+    def __init__(self, split: ImageTensors, as_torchvision: bool) -> None:
+        self.split = split
+        steps = [v2.ToPILImage(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)] if as_torchvision else []
+        self.transform = v2.Compose([v2.Identity(), *steps])
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Any:
+        """One image and its label."""
+        image, label = self.split[index]
+        return self.transform(image), label
 
 
 def images_per_second(loader: Iterable[Any]) -> float:
@@ -42,14 +62,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
-    print(f"{'images':<24}{'ours/s':>12}{'by item/s':>12}{'ratio':>8}")
+    print(f"{'images':<20}{'ours/s':>12}{'items/s':>12}{'ratio':>8}{'as torchvision/s':>19}{'ratio':>8}")
     for data in (DigitsDataModule(batch_size=128), CIFARSized(batch_size=128)):
         data.setup("fit")
         split: Any = data.splits()["train"]
-        by_item = DataLoader(TensorDataset(split.images, split.labels), batch_size=128, shuffle=True, drop_last=True)
-        rows = [(images_per_second(data.train_dataloader()), images_per_second(by_item)) for _ in range(args.epochs)]
-        ours, theirs = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"{type(data).__name__:<24}{ours:12,.0f}{theirs:12,.0f}{ours / theirs:8.1f}")
+        others = [DataLoader(Items(split, way), batch_size=128, shuffle=True, drop_last=True) for way in (False, True)]
+        loaders = [data.train_dataloader(), *others]
+        rows = [[images_per_second(loader) for loader in loaders] for _ in range(args.epochs)]
+        ours, items, torchvision = (statistics.median(column) for column in zip(*rows, strict=True))
+        ratios = f"{items:12,.0f}{ours / items:8.1f}{torchvision:19,.0f}{ours / torchvision:8.1f}"
+        print(f"{type(data).__name__:<20}{ours:12,.0f}{ratios}")
 
 
 if __name__ == "__main__":
