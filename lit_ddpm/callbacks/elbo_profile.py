@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_ddpm import plots
 from lit_ddpm.callbacks.loggers import log_config, log_picture, log_table, step_of, summarize
+from lit_ddpm.configurable import check_at_least
 from lit_ddpm.elbo import bits_per_dim
 from lit_ddpm.gaussian import to_float64
 from lit_ddpm.module import DDPM
@@ -36,8 +37,7 @@ class ELBOProfile(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs = {every_n_epochs} of ELBOProfile must be at least 1.")
+        check_at_least(self, 1, every_n_epochs=every_n_epochs)
         self.every_n_epochs = every_n_epochs
         self._training: Tensor | None = None
 

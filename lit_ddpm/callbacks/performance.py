@@ -26,6 +26,7 @@ class Performance(Callback):
     def __init__(self) -> None:
         self._hooks: list[RemovableHandle] = []
         self._timed = False
+        self._batch_size = 0  # of the network's last call
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there is a network to time."""
@@ -37,7 +38,7 @@ class Performance(Callback):
         assert isinstance(pl_module, DDPM)
         network = pl_module.denoiser.network
         self._hooks = [
-            network.register_forward_pre_hook(lambda *_: self._mark(pl_module)),
+            network.register_forward_pre_hook(lambda _, args: self._enter(pl_module, len(args[0]))),
             network.register_forward_hook(lambda *_: self._mark(pl_module)),
         ]
         self._restart(pl_module)
@@ -65,6 +66,10 @@ class Performance(Callback):
             torch.cuda.synchronize(module.device)
         return time.perf_counter()
 
+    def _enter(self, module: LightningModule, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._mark(module)
+
     def _mark(self, module: LightningModule) -> None:
         if self._timed:
             self._marks.append(self._now(module))
@@ -85,9 +90,8 @@ class Performance(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs, if this step was timed, and begins the next."""
-        assert isinstance(pl_module, DDPM)
         every = _every(trainer)
-        self._images += len(pl_module.unpack_batch(batch)[0])
+        self._images += self._batch_size
         if self._timed and trainer.global_step % every == 0:
             now, marks = self._now(pl_module), self._marks
             inside = sum(end - start for start, end in zip(marks[1::2], marks[2::2], strict=True))

@@ -9,6 +9,7 @@ from torchvision.utils import make_grid
 
 from lit_ddpm.callbacks.loggers import log_picture
 from lit_ddpm.callbacks.sharing import draw, is_quick, sampler_for
+from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.denoiser import evaluating
 from lit_ddpm.module import DDPM
@@ -50,14 +51,8 @@ class SampleGrid(Callback):
         seed: int = 0,
         sampler: Sampler | None = None,
     ) -> None:
-        for name, value, least in (
-            ("num_images", num_images, 1),
-            ("columns", columns, 1),
-            ("num_trajectories", num_trajectories, 0),
-            ("every_n_epochs", every_n_epochs, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} = {value} of SampleGrid must be at least {least}.")
+        check_at_least(self, 1, num_images=num_images, columns=columns, every_n_epochs=every_n_epochs)
+        check_at_least(self, 0, num_trajectories=num_trajectories)
         self.num_images = num_images
         self.columns = columns
         self.num_trajectories = num_trajectories

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.callbacks.real_images import real_statistics
 from lit_ddpm.callbacks.sharing import draw, is_quick, sampler_for
+from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.features import InceptionFeatures, extract, identity_of, name_of, resize_of
 from lit_ddpm.metrics import sample_metrics
@@ -110,16 +111,10 @@ class SampleMetrics(Callback):
         is_splits: int = 10,
         cache_dir: str | None = None,
     ) -> None:
-        for name, value, least in (
-            ("num_samples", num_samples, 2),
-            ("num_val_samples", num_val_samples, 2),
-            ("every_n_epochs", every_n_epochs, 1),
-            ("kid_subsets", kid_subsets, 1),
-            ("kid_subset_size", kid_subset_size, 2),
-            ("is_splits", is_splits, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} = {value} of SampleMetrics must be at least {least}.")
+        check_at_least(self, 1, every_n_epochs=every_n_epochs, kid_subsets=kid_subsets, is_splits=is_splits)
+        check_at_least(
+            self, 2, num_samples=num_samples, num_val_samples=num_val_samples, kid_subset_size=kid_subset_size
+        )
         self.extractor = extractor if extractor is not None else InceptionFeatures()
         self.num_samples = num_samples
         self.num_val_samples = num_val_samples

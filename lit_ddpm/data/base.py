@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_float
 from lit_ddpm.seeding import keyed_generator, training_seed
 
@@ -91,13 +92,8 @@ class ImageDataModule(LightningDataModule):
         self, batch_size: int = 128, eval_batch_size: int = 128, flip: bool = False, num_workers: int = 0
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} = {value} of {type(self).__name__} must be at least {least}.")
+        check_at_least(self, 1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(self, 0, num_workers=num_workers)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.flip = flip
