@@ -4,19 +4,24 @@ python -m benchmarks.loading
 
 All loaders are torch's, in the main process, with batches of 128. "Items" indexes tensors image by image; "as
 torchvision" also makes a PIL image and back of each, as torchvision's sets with their usual transforms do. Prints the
-medians of interleaved epochs, and how many times as fast ours is.
+medians of interleaved epochs, how many times as fast ours is, and what share of a training step of a small network
+waits for a batch.
 """
 
 import argparse
+import logging
 import statistics
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.profilers import SimpleProfiler
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from lit_ddpm import DDPM, UNet
 from lit_ddpm.data import DigitsDataModule, ImageDataModule, ImageTensors
 
 
@@ -57,12 +62,35 @@ def images_per_second(loader: Iterable[Any]) -> float:
     return count / (time.perf_counter() - start)
 
 
+def share_of_waiting(data: ImageDataModule, steps: int = 12) -> float:
+    """What share of a training step passes until its batch is there, in medians."""
+    profiler = SimpleProfiler()
+    shape = data.image_shape
+    assert shape is not None
+    module = DDPM(UNet(shape[0], width=32, multipliers=[1, 2]))
+    trainer = lightning.Trainer(
+        profiler=profiler,
+        max_steps=steps,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    loop = "[_TrainingEpochLoop]"
+    durations = profiler.recorded_durations
+    waiting = statistics.median(durations[f"{loop}.train_dataloader_next"])
+    return waiting / (waiting + statistics.median(durations["run_training_batch"]))
+
+
 def main() -> None:
     """Measures and prints."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
-    print(f"{'images':<20}{'ours/s':>12}{'items/s':>12}{'ratio':>8}{'as torchvision/s':>19}{'ratio':>8}")
+    print(f"{'images':<20}{'ours/s':>12}{'items/s':>12}{'ratio':>8}{'as torchvision/s':>19}{'ratio':>8}{'waiting':>10}")
     for data in (DigitsDataModule(batch_size=128), CIFARSized(batch_size=128)):
         data.setup("fit")
         split: Any = data.splits()["train"]
@@ -71,7 +99,7 @@ def main() -> None:
         rows = [[images_per_second(loader) for loader in loaders] for _ in range(args.epochs)]
         ours, items, torchvision = (statistics.median(column) for column in zip(*rows, strict=True))
         ratios = f"{items:12,.0f}{ours / items:8.1f}{torchvision:19,.0f}{ours / torchvision:8.1f}"
-        print(f"{type(data).__name__:<20}{ours:12,.0f}{ratios}")
+        print(f"{type(data).__name__:<20}{ours:12,.0f}{ratios}{share_of_waiting(data):10.2%}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class BoundEvaluation:
         decoder: The likelihood at t = 1.
         split: Which split it is.
         num_calls: Network calls an image; all T give the full bound.
+        second_moment: What an earlier evaluation found, see `variational_bound`; an estimate is better for it.
         histogram: How often each pixel has each level in the training images, ``[levels, C, H, W]``, for a baseline.
     """
 
@@ -37,6 +38,7 @@ class BoundEvaluation:
         decoder: Decoder,
         split: Split,
         num_calls: int,
+        second_moment: Tensor | None = None,
         histogram: Tensor | None = None,
     ) -> None:
         self.trainer = trainer
@@ -44,6 +46,7 @@ class BoundEvaluation:
         self.decoder = decoder
         self.num_images = _num_images(trainer, split)
         self.histogram = histogram
+        self._known_second_moment = second_moment
         self._ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
         self._num_seen = 0
 
@@ -59,8 +62,16 @@ class BoundEvaluation:
             x_0, index = x_0[keep], index[index < self.num_images]
         if len(x_0) == 0:
             return
-        calls = self._ledger.num_calls
-        bound = variational_bound(self.denoiser, x_0, self.decoder, calls, seed=EVALUATION_SEED, index=index, **cond)
+        bound = variational_bound(
+            self.denoiser,
+            x_0,
+            self.decoder,
+            self._ledger.num_calls,
+            seed=EVALUATION_SEED,
+            index=index,
+            second_moment=self._known_second_moment,
+            **cond,
+        )
         self._ledger.update(bound, None if self.histogram is None else histogram_nats(self.histogram, x_0))
 
     def report(self) -> Report:
@@ -70,6 +81,10 @@ class BoundEvaluation:
             device = strategy.root_device
             self._ledger.reduce(lambda sums: strategy.reduce(sums.to(device), reduce_op="sum"))
         return self._ledger.report()
+
+    def second_moment(self) -> Tensor:
+        """What `report` found about the size of the KL terms, for the next evaluation, ``[T - 1]``."""
+        return self._ledger.second_moment()
 
 
 def _num_images(trainer: Trainer, split: Split) -> int | None:

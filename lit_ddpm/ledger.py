@@ -102,6 +102,7 @@ class Ledger:
             "differences": (num_calls // 2 if num_calls > 2 else 0,),
             "squared_differences": (),
             "profile": (num_steps - 1,),
+            "second_moment": (num_steps - 1,),
             "visits": (num_steps,),
             "squared_error": (num_steps,),
             "baseline": (2,),
@@ -120,6 +121,7 @@ class Ledger:
             "differences": bound.differences * count,
             "squared_differences": bound.squared_differences * count,
             "profile": bound.profile * count,
+            "second_moment": bound.second_moment * count,
             "visits": bound.visits,
             "squared_error": bound.squared_error,
         }
@@ -131,6 +133,10 @@ class Ledger:
     def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Replaces each sum by what `reduce` makes of it, such as its sum over processes."""
         self._sums = {name: reduce(value).cpu() for name, value in self._sums.items()}
+
+    def second_moment(self) -> Tensor:
+        """`Bound.second_moment` of all images so far."""
+        return self._sums["second_moment"] / self._sums["count"]
 
     def report(self) -> Report:
         """The report so far.

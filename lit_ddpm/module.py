@@ -111,6 +111,9 @@ class DDPM(LightningModule):
         self._make_optimizer = _Factory(optimizer)
         self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
         self._unchecked: tuple[int, Tensor, Tensor] | None = None
+        # The second moments of the KL terms that the last validation found, and those that it began with.
+        self._found_moment: Tensor | None = None
+        self._used_moment: Tensor | None = None
 
     # --- what users override
 
@@ -302,10 +305,17 @@ class DDPM(LightningModule):
         assert self.decoder is not None
         num_steps = self.denoiser.schedule.num_steps
         num_calls = num_steps if split == "test" else min(self.num_val_timesteps or num_steps, num_steps)
-        return BoundEvaluation(self.trainer, self.denoiser, self.decoder, split, num_calls, histogram)
+        return BoundEvaluation(
+            self.trainer, self.denoiser, self.decoder, split, num_calls, self._used_moment, histogram
+        )
 
     def on_validation_epoch_start(self) -> None:
-        """Begins an evaluation."""
+        """Begins an evaluation, of the precision that the last one of this fit allows.
+
+        A checkpoint keeps what its own validation began with, so that validating it again gives the same numbers.
+        """
+        if self.trainer.state.fn == "fit":
+            self._used_moment = self._found_moment
         self._evaluation = self.new_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
@@ -339,6 +349,8 @@ class DDPM(LightningModule):
 
     def _log_bound(self, split: Split) -> Report:
         report = self.last_report = self._evaluation.report()
+        if split == "val" and not self.trainer.sanity_checking:
+            self._found_moment = self._evaluation.second_moment()
         del self._evaluation  # it holds the Trainer, which a copy of this module must not
         key = report.key(split)
         values: dict[str, float] = {}
@@ -384,6 +396,7 @@ class DDPM(LightningModule):
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels
         checkpoint["timesteps"] = self.timesteps.state_dict()
+        checkpoint["moments"] = [self._used_moment, self._found_moment]
         checkpoint["unsaved_arguments"] = self._unsaved_arguments
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -393,6 +406,9 @@ class DDPM(LightningModule):
         self.image_shape = self.image_shape if shape is None else tuple(shape)
         if checkpoint.get("timesteps"):
             self.timesteps.load_state_dict(checkpoint["timesteps"])
+        moments = checkpoint.get("moments", [None, None])
+        fit = all(m is None or len(m) == self.denoiser.schedule.num_steps - 1 for m in moments)
+        self._used_moment, self._found_moment = moments if fit else (None, None)
         self.averaged = "weights" in checkpoint
         self.trained_steps = checkpoint.get("global_step", 0)
         self._data_levels = checkpoint.get("levels")

@@ -56,14 +56,19 @@ def error_of(capsys, args) -> str:
 
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
 def test_every_shipped_config_runs(config, monkeypatch):
-    """A configuration without data is an overlay on that of the digits."""
-    name = yaml.safe_load((CONFIGS / config).read_text()).get("data", {}).get("init_args", {}).get("dataset", "")
+    """A configuration without data is an overlay: on the one that its name begins with, or on that of the digits."""
+    content = yaml.safe_load((CONFIGS / config).read_text())
+    base = []
+    if "data" not in content:
+        named = CONFIGS / f"{Path(config).stem.split('_')[0]}.yaml"
+        named = named if named.exists() else CONFIGS / "digits.yaml"
+        base, content = ["--config", str(named)], yaml.safe_load(named.read_text())
+    name = content["data"].get("init_args", {}).get("dataset", "")
     small = []
     if name:
         write_mnist("data") if name == "MNIST" else write_cifar("data", monkeypatch)
         monkeypatch.setattr(InceptionFeatures, "load", lambda self: SmallInception())
         small = ["--model.network.width=32", "--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=10"]
-    base = ["--config", str(CONFIGS / "digits.yaml")] if config != "digits.yaml" and not name else []
     main(["fit", *base, "--config", str(CONFIGS / config), *small, "--trainer.fast_dev_run=true"])
 
 

@@ -17,7 +17,7 @@ from lit_ddpm import (
     q_marginal,
     variational_bound,
 )
-from lit_ddpm.elbo import noise_variance
+from lit_ddpm.elbo import expected_size, noise_variance
 
 TAU2 = 0.25
 
@@ -107,7 +107,49 @@ def test_the_estimate_is_unbiased_and_its_error_is_known():
         variance = noise_variance(bound.differences, bound.squared_differences, 400)
         assert variance == pytest.approx(float(bound.diffusion.var()), rel=0.3)
     one = variational_bound(denoiser, x_0, decoder, num_timesteps=2)
+    assert float(exact.second_moment.sum()) == pytest.approx(float(fast.second_moment.sum()), rel=0.3)
     assert math.isnan(noise_variance(one.differences, one.squared_differences, 400))
+
+
+def test_importance_keeps_the_estimate_unbiased_and_makes_it_more_precise():
+    """An error of 1 at a few timesteps alone, which uniform draws mostly miss."""
+
+    class WrongAtFirst(TinyNetwork):
+        def forward(self, x_t, t, **cond):
+            output = super().forward(x_t, t)
+            return torch.where((t <= 4)[:, None, None, None], output + 1, output)
+
+    torch.manual_seed(3)
+    denoiser = Denoiser(WrongAtFirst(num_steps=40), LinearSchedule(40), VParametrization())
+    x_0, decoder = digits_like(1).expand(400, -1, -1, -1), DiscretizedGaussian(17)
+    exact = variational_bound(denoiser, x_0, decoder)
+    spreads = []
+    for second_moment in (None, exact.second_moment):
+        index = torch.arange(400) + 1000
+        fast = variational_bound(denoiser, x_0, decoder, 8, index=index, second_moment=second_moment)
+        spread = float(fast.diffusion.std())
+        assert (
+            abs(float((fast.diffusion - exact.diffusion).mean()))
+            < 3.5 * math.hypot(spread, float(exact.diffusion.std())) / 20
+        )
+        assert noise_variance(fast.differences, fast.squared_differences, 400) == pytest.approx(spread**2, rel=0.3)
+        assert float(fast.profile.sum()) == pytest.approx(float(fast.diffusion.mean()), rel=1e-12)
+        spreads.append(spread)
+    assert spreads[1] < 0.5 * spreads[0]
+    every = variational_bound(denoiser, x_0, decoder, 40, second_moment=exact.second_moment)
+    assert torch.equal(every.total, exact.total)
+    with pytest.raises(ValueError, match=r"second_moment must hold one number for each t = 2\.\.T, 39, not 3"):
+        variational_bound(denoiser, x_0, decoder, 8, second_moment=torch.ones(3))
+
+
+@pytest.mark.parametrize("num_kl", [1, 5, 39, 255])
+def test_the_expected_size_is_smooth_positive_and_no_matter_of_rounding(num_kl):
+    second_moment = torch.rand(num_kl, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    size = expected_size(second_moment)
+    assert size.shape == (num_kl,)
+    assert torch.equal(size, expected_size(second_moment * (1 + 1e-7)))
+    assert 0.5 < float(size.mean() / second_moment.mean().sqrt()) < 2
+    assert bool((expected_size(torch.zeros(num_kl)) > 0).all())
 
 
 def test_all_strata_are_all_timesteps():

@@ -129,6 +129,12 @@ def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
     second.fit(resumed, digits(), ckpt_path=checkpoint, weights_only=True)
     assert same_weights(whole, resumed)
     assert same_weights(full.callbacks[0]._average_model, second.callbacks[0]._average_model)
+    # The third validation knew what the second had found; validating a checkpoint again knows what its own did.
+    assert full.callback_metrics["val/bpd"] == second.callback_metrics["val/bpd"]
+    (again,) = trainer().validate(make(), digits(), checkpoint, verbose=False, weights_only=True)
+    assert again["val/bpd"] == pytest.approx(float(first.callback_metrics["val/bpd"]), abs=1e-6)
+    assert whole._used_moment is not None
+    assert not torch.equal(whole._used_moment, whole._found_moment)
 
 
 @pytest.mark.usefixtures("forks")
