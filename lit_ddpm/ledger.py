@@ -64,6 +64,14 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        """Reads what `save` wrote."""
+        content = json.loads(path.read_text())
+        content["terms"] = {name: Entry(**entry) for name, entry in content["terms"].items()}
+        content["baseline"] = Entry(**content["baseline"]) if content["baseline"] is not None else None
+        return cls(**content)
+
     def table(self) -> str:
         """The report as a table for a terminal."""
         rows = [(name, self.terms[name]) for name in TERMS]

@@ -369,7 +369,7 @@ class DDPM(LightningModule):
     # --- prediction
 
     def predict_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:
-        """Images for ``(seed, first index, number)``, see `lit_ddpm.cli.Trainer.predict`."""
+        """Images for ``(seed, first index, number)``, see `lit_ddpm.trainer.Trainer.predict`."""
         seed, first_index, count = (int(number) for number in batch)
         return self.sample(count, seed, first_index)
 

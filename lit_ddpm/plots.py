@@ -23,7 +23,8 @@ STYLE: Any = {
     "lines.linewidth": 2.5,
     "legend.frameon": False,
 }
-BLUE, ORANGE = "#0b5394", "#e06c00"
+PALETTE = ("#0b5394", "#e06c00", "#2e7d32", "#8e24aa", "#c62828", "#00838f")
+BLUE, ORANGE = PALETTE[:2]
 
 Column = NDArray[np.float64]
 Table = dict[str, Column]

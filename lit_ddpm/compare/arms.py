@@ -1,0 +1,99 @@
+"""The arms of a comparison: configurations that differ in one overlay each."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_ddpm.lightning_cli import DDPMCLI
+from lit_ddpm.module import DDPM
+
+
+def _x0_mse(weighting: str) -> dict[str, Any]:
+    return {"class_path": "lit_ddpm.X0MSE", "init_args": {"weighting": {"class_path": f"lit_ddpm.{weighting}"}}}
+
+
+# Whole objects: a part that is left out would be taken from the configuration's own objective.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "kl": {"class_path": "lit_ddpm.PosteriorKL", "init_args": {"decoder": None}},
+    "x0_mse": _x0_mse("UniformWeighting"),
+    "simple": _x0_mse("SNRWeighting"),
+    "min_snr": _x0_mse("MinSNRWeighting"),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of a comparison.
+
+    Attributes:
+        name: Its name, that of a built-in objective or of the overlay's file.
+        config: The whole configuration, as `fit` takes it.
+        module: The untrained module.
+        trainer: The Trainer, which tells the budget and the precision.
+        data: The data module.
+    """
+
+    name: str
+    config: dict[str, Any]
+    module: DDPM
+    trainer: lightning.Trainer
+    data: Any
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """What a layer's output has under the Trainer's precision."""
+        plugin, device = self.trainer.precision_plugin, self.trainer.strategy.root_device
+        layer = plugin.convert_module(torch.nn.Linear(1, 1)).to(device)
+        with plugin.forward_context():
+            output: torch.Tensor = layer(plugin.convert_input(torch.zeros(1, 1)).to(device))
+        return output.dtype
+
+
+def resolve_arms(
+    configs: Sequence[str | Path], objectives: Sequence[str | Path], overrides: Sequence[str]
+) -> list[Arm]:
+    """The arms of a comparison, checked.
+
+    Args:
+        configs: The configuration files that all share, later ones overlaid on earlier ones.
+        objectives: For each arm a name of `OBJECTIVES` or an overlay's path.
+        overrides: Flags that all share, such as ``--trainer.max_epochs=5``.
+
+    Raises:
+        ValueError: If an arm is unknown, its file is not there, two have one name, or no last checkpoint is kept.
+    """
+    names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
+    if not names:
+        raise ValueError("objectives is empty: name at least one arm.")
+    for name, one in zip(names, objectives, strict=True):
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two arms have the name {name!r}: each needs its own, which for an overlay is its file's."
+            )
+        if name != str(one) and not Path(one).is_file():
+            raise ValueError(f"the overlay {one} of objectives is not there.")
+        if name == str(one) and name not in OBJECTIVES:
+            raise ValueError(
+                f"objective {name!r} is neither one of {', '.join(OBJECTIVES)} nor the path of an overlay."
+            )
+    return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
+
+
+def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Arm:
+    args = [f"--config={config}" for config in configs]
+    of_arm = f"--model.objective={json.dumps(OBJECTIVES[name])}" if name in OBJECTIVES else f"--config={objective}"
+    cli = DDPMCLI([*args, of_arm, *overrides], run=False)
+    if not isinstance(cli.model, DDPM):
+        raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
+    checkpoints = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    if not any(c.filename == "last" or c.save_last for c in checkpoints):
+        raise ValueError("trainer.callbacks keeps no checkpoint last.ckpt: add a ModelCheckpoint with filename: last.")
+    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    return Arm(name, config, cli.model, cli.trainer, cli.datamodule)

@@ -1,0 +1,125 @@
+"""``lit-ddpm compare``, and the same from Python."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from lit_ddpm.compare.arms import OBJECTIVES, Arm, resolve_arms
+from lit_ddpm.compare.audit import Audit, audit
+from lit_ddpm.compare.comparison import Comparison
+from lit_ddpm.compare.report import plot_audit, write_report
+from lit_ddpm.compare.runs import Result, Run, expected_seconds, minutes, run_all
+from lit_ddpm.errors import stop
+
+
+def compare(
+    configs: Sequence[str | Path],
+    objectives: Sequence[str | Path],
+    num_seeds: int = 1,
+    output_dir: str | Path = "runs/compare",
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """Trains, tests and compares arms on equal terms, one after another, each in a process of its own.
+
+    The arms of a seed get the same initial weights, order of the data, timesteps and noise, and the same budget. Into
+    `output_dir` go each run's directory, ``table.csv``, ``report.html`` and ``audit_<arm>.png``.
+
+    Args:
+        configs: Configuration files, later ones overlaid on earlier ones.
+        objectives: For each arm the name of a built-in objective (`OBJECTIVES`) or the path of an overlay.
+        num_seeds: Seeds 0, 1, ... for each arm.
+        output_dir: Where everything goes.
+        resume: Go on with a comparison that is there; what is done is not done again.
+        overrides: Flags that hold for every arm, such as ``--trainer.max_epochs=5``.
+
+    Raises:
+        ValueError: If an argument is no good, or the directory holds something else.
+        ArithmeticError: If the two forms of the KL are not one for an arm's schedule, see `Audit.check`.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"seeds = {num_seeds} must be at least 1.")
+    directory = Path(output_dir)
+    arms = resolve_arms(configs, objectives, overrides)
+    runs = [
+        Run(arm, seed, directory / arm.name / f"seed_{seed}", directory.name, pictures=seed == 0)
+        for seed in range(num_seeds)
+        for arm in arms
+    ]
+    if not resume and directory.exists() and any(directory.iterdir()):
+        raise ValueError(
+            f"{directory} is not empty: go on with the comparison there with --resume, or name another directory with "
+            "--output_dir."
+        )
+    for run in runs:
+        run.check()
+    directory.mkdir(parents=True, exist_ok=True)
+    audits = {arm.name: _audit(arm, directory) for arm in arms}
+    ahead = [run for run in runs if not run.done]
+    seconds = expected_seconds(arms[0]) if ahead else None
+    about = "" if seconds is None else f", about {minutes(seconds * len(ahead))} in all"
+    print(f"{len(ahead)} runs ({len(arms)} arms, {num_seeds} seeds), one after another{about}", flush=True)
+    failed = run_all(runs)
+    results: dict[str, list[Result]] = {}
+    for arm in arms:
+        of_arm = [run for run in runs if run.arm is arm]
+        if all(run.done for run in of_arm):
+            results[arm.name] = [run.result() for run in of_arm]
+    comparison = Comparison(arms, results, audits, num_seeds, {run.name: run.log for run in failed})
+    if results:
+        options = [f"--config {shlex.quote(str(config))}" for config in configs]
+        seeds = f"--seeds {num_seeds}"
+        names = f"--objectives {','.join(str(one) for one in objectives)}"
+        command = " ".join(["lit-ddpm compare", *options, names, seeds, *map(shlex.quote, overrides)])
+        comparison.save_csv(directory / "table.csv")
+        write_report(comparison, runs, command, directory / "report.html")
+        print(f"\n{comparison.table()}\nwritten to {directory / 'report.html'} and table.csv")
+    return comparison
+
+
+def _audit(arm: Arm, directory: Path) -> Audit:
+    """Audits an arm, draws it, and stops if it fails."""
+    dtypes = list(dict.fromkeys([torch.float64, torch.float32, arm.output_dtype]))
+    found = audit(arm.module.denoiser, dtypes, getattr(arm.data, "image_shape", None) or (1, 8, 8))
+    plot_audit(found).save(directory / f"audit_{arm.name}.png")
+    print(f"{arm.name}: {found}", flush=True)
+    found.check()
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        stop(f"compare: {message}")
+
+
+def run_compare(args: Sequence[str]) -> None:
+    """Runs the command with its arguments."""
+    parser = _Parser(
+        prog="lit-ddpm compare",
+        description="Trains and tests several arms on equal terms and compares them: same initial weights, data order, "
+        "timesteps and noise for each seed, same budget. Other flags of `lit-ddpm fit` hold for every arm.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="append", required=True, help="a configuration, or a further one on top")
+    known = ", ".join(OBJECTIVES)
+    parser.add_argument("--objectives", required=True, help=f"arms, with commas: {known}, or the path of any overlay")
+    parser.add_argument("--seeds", type=int, default=1, help="the number of seeds for each arm")
+    parser.add_argument("--output_dir", default="runs/compare", help="where everything goes")
+    parser.add_argument("--resume", action="store_true", help="go on with the comparison in that directory")
+    known_args: Any
+    known_args, overrides = parser.parse_known_args(list(args))
+    arms = [name for name in known_args.objectives.split(",") if name]
+    options = (known_args.seeds, known_args.output_dir, known_args.resume, overrides)
+    try:
+        comparison = compare(known_args.config, arms, *options)
+    except ArithmeticError as error:
+        stop(str(error))
+    except KeyboardInterrupt:
+        stop("interrupted; go on with --resume.")
+    if comparison.failed:
+        logs = "; ".join(f"{name} ({log})" for name, log in comparison.failed.items())
+        stop(f"{len(comparison.failed)} runs failed: {logs}. Repeat them with --resume.")

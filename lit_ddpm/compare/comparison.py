@@ -1,0 +1,156 @@
+"""What a comparison found: a table of its arms, and each trained model under every arm's objective."""
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lit_ddpm.compare.arms import Arm
+from lit_ddpm.compare.audit import Audit
+from lit_ddpm.compare.runs import Result
+from lit_ddpm.objective import weight_on_x0_mse
+
+SPEED = "images/s"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A mean over seeds.
+
+    Attributes:
+        mean: The mean.
+        error: Its standard error over the seeds. With one seed that over the test images where the ledger has it, and
+            NaN elsewhere.
+    """
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the arms of a comparison found.
+
+    Attributes:
+        arms: The arms.
+        results: For each arm's name what its seeds found, the same seeds for all; arms that failed are left out.
+        audits: For each arm's name the audit of its schedule and parametrization.
+        num_seeds: The number of seeds.
+        failed: The runs that failed, by name, each with its log; resuming the comparison repeats them.
+    """
+
+    arms: list[Arm]
+    results: dict[str, list[Result]]
+    audits: dict[str, Audit]
+    num_seeds: int
+    failed: dict[str, Path]
+
+    def columns(self) -> dict[str, dict[str, Value]]:
+        """The terms of the bound, FID and its like, and the speed: for each column the arms' values."""
+        columns: dict[str, dict[str, Value]] = {}
+        for arm, results in self.results.items():
+            for term in ("total", "prior", "diffusion", "reconstruction"):
+                entries = [result.report.terms[term] for result in results]
+                name = results[0].report.unit if term == "total" else term
+                alone = entries[0].se_images
+                columns.setdefault(name, {})[arm] = _value([entry.value for entry in entries], alone)
+            for name in results[0].samples:
+                if not name.startswith("kid_std"):
+                    values = [result.samples[name] for result in results]
+                    columns.setdefault(name, {})[arm] = _value(values, math.nan)
+            speeds = [result.images_per_s for result in results if result.images_per_s is not None]
+            if speeds:
+                columns.setdefault(SPEED, {})[arm] = _value(speeds, math.nan)
+        columns[SPEED] = columns.pop(SPEED, {})
+        return {name: values for name, values in columns.items() if values}
+
+    def cross_evaluation(self) -> dict[str, dict[str, Value]]:
+        """Each trained model under each arm's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
+
+        An objective is a weight on the x0-MSE here, see `weight_on_x0_mse`, averaged over t = 2..T; the x0-MSE is that
+        of the test images in the full bound, with x0_hat as the model samples with it. Where two schedules differ,
+        their timesteps do not mean the same, and there is no value.
+        """
+        cross: dict[str, dict[str, Value]] = {}
+        for judge in self.arms:
+            weight = weight_on_x0_mse(judge.module.objective, judge.module.denoiser)
+            for arm in self.arms:
+                same = repr(arm.module.denoiser.schedule) == repr(judge.module.denoiser.schedule)
+                if arm.name in self.results and same:
+                    errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[arm.name]]
+                    values = [float((weight * error).mean()) for error in errors]
+                    cross.setdefault(judge.name, {})[arm.name] = _value(values, math.nan)
+        return cross
+
+    def table(self) -> str:
+        """The columns and the cross-evaluation for a terminal."""
+        title = f"mean ± standard error over {self.num_seeds} seeds"
+        if self.num_seeds == 1:
+            title = "one seed, ± standard error over the test images"
+        parts = [
+            _grid("trained with", list(self.results), self.columns()),
+            f"{title}; * better than every other row by more than twice their errors together",
+            "\nthe same models, measured with each objective on the test images:",
+            _grid("trained with", list(self.results), self.cross_evaluation()),
+        ]
+        return "\n".join(parts)
+
+    def save_csv(self, path: Path) -> None:
+        """Writes both tables as one, a row for each arm; an error follows its value, the speed comes last."""
+        columns = self.columns()
+        speed = columns.pop(SPEED, {})
+        columns |= {f"measured_with_{name}": values for name, values in self.cross_evaluation().items()}
+        columns |= {SPEED: speed} if speed else {}
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))])
+            for arm in self.results:
+                found = [values.get(arm, Value(math.nan, math.nan)) for values in columns.values()]
+                numbers = [x for value in found for x in (value.mean, value.error)]
+                writer.writerow([arm, self.num_seeds, *("" if math.isnan(x) else repr(x) for x in numbers)])
+
+
+def winner(name: str, values: dict[str, Value]) -> str | None:
+    """The arm that is better than every other by more than twice the two errors together, if there is one."""
+    if len(values) < 2 or name == SPEED:
+        return None
+    sign = -1 if name.startswith("is_") else 1  # of all columns only the Inception score is better when larger
+    best, *others = sorted(values, key=lambda arm: sign * values[arm].mean)
+    gaps = [sign * (values[o].mean - values[best].mean) for o in others]
+    errors = [math.hypot(values[o].error, values[best].error) for o in others]
+    return best if all(gap > 2 * error for gap, error in zip(gaps, errors, strict=True)) else None
+
+
+def text_of(value: Value | None) -> str:
+    """A value with its error, to two digits of the error."""
+    if value is None or math.isnan(value.mean):
+        return "—"
+    if math.isnan(value.error) or value.error == 0:
+        return f"{value.mean:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(value.error)))
+    if digits > 5:
+        return f"{value.mean:.4g} ± {value.error:.1g}"
+    return f"{value.mean:,.{digits}f} ± {value.error:.{digits}f}"
+
+
+def _value(values: Sequence[float], error_of_one: float) -> Value:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else error_of_one
+    return Value(statistics.mean(values), error)
+
+
+def _grid(corner: str, rows: Sequence[str], columns: dict[str, dict[str, Value]]) -> str:
+    cells = [[corner, *columns]]
+    for row in rows:
+        marks = [" *" if winner(name, values) == row else "  " for name, values in columns.items()]
+        texts = [text_of(values.get(row)) for values in columns.values()]
+        cells.append([row, *(text + mark for text, mark in zip(texts, marks, strict=True))])
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(lines)
