@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_ddpm.compare.command import run_compare
 from lit_ddpm.errors import sentence_of, stop
 from lit_ddpm.lightning_cli import DDPMCLI
 from lit_ddpm.run_directory import CONFIG
@@ -40,6 +39,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         arguments = list(sys.argv[1:] if args is None else args)
         if arguments[:1] == ["compare"]:
+            from lit_ddpm.compare.command import run_compare  # other commands start without it
+
             run_compare(arguments[1:])
         else:
             DDPMCLI(with_config_of_run(arguments))

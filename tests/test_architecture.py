@@ -18,10 +18,23 @@ ORDER = [
     {"evaluation", "plots"},
     {"module"},
     {"callbacks"},
-    {"errors"},
+    {"errors", "trainer"},
+    {"lightning_cli"},
+    {"compare"},
     {"cli"},
 ]
-LIGHTNING = {"module", "data", "callbacks", "cli", "run_directory", "checkpoint", "errors", "evaluation"}
+LIGHTNING = {
+    "module",
+    "data",
+    "callbacks",
+    "lightning_cli",
+    "trainer",
+    "compare",
+    "run_directory",
+    "checkpoint",
+    "errors",
+    "evaluation",
+}
 
 
 def imports():

@@ -1,7 +1,9 @@
 """The arms of a comparison: configurations that differ in one overlay each."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +88,26 @@ def resolve_arms(
     return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning from saying for each arm what every run will say for itself."""
+    names = ("fabric.utilities.seed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(f"lightning.{name}") for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Arm:
     args = [f"--config={config}" for config in configs]
     of_arm = f"--model.objective={json.dumps(OBJECTIVES[name])}" if name in OBJECTIVES else f"--config={objective}"
-    cli = DDPMCLI([*args, of_arm, *overrides], run=False)
+    with _quiet():
+        cli = DDPMCLI([*args, of_arm, *overrides], run=False)
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
     checkpoints = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]

@@ -15,6 +15,9 @@ from lit_ddpm.compare.runs import Result
 from lit_ddpm.objective import weight_on_x0_mse
 
 SPEED = "images/s"
+# Two-sided 95% quantiles of Student's t by the number of seeds: few seeds do not know their own error well. One seed
+# has the error over the test images, which are many.
+FACTORS = {1: 1.96, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,43 @@ class Comparison:
         if self.num_seeds == 1:
             title = "one seed, ± standard error over the test images"
         parts = [
-            _grid("trained with", list(self.results), self.columns()),
-            f"{title}; * better than every other row by more than twice their errors together",
+            self._grid(self.columns()),
+            f"{title}; * {self.rule()}",
             "\nthe same models, measured with each objective on the test images:",
-            _grid("trained with", list(self.results), self.cross_evaluation()),
+            self._grid(self.cross_evaluation()),
         ]
         return "\n".join(parts)
+
+    def winner(self, column: str, values: dict[str, Value]) -> str | None:
+        """The arm that is better than every other in a column, see `rule`; None if none is, or there is no better."""
+        if len(values) < 2 or column == SPEED:
+            return None
+        sign = -1 if column.startswith("is_") else 1  # only the Inception score is better when larger
+        best, *others = sorted(values, key=lambda arm: sign * values[arm].mean)
+        gaps = [sign * (values[o].mean - values[best].mean) for o in others]
+        errors = [math.hypot(values[o].error, values[best].error) for o in others]
+        return best if all(gap > self._factor * error for gap, error in zip(gaps, errors, strict=True)) else None
+
+    def rule(self) -> str:
+        """What it takes to win a column."""
+        return f"better than every other row by more than {self._factor} times their errors together (95%)"
+
+    @property
+    def _factor(self) -> float:
+        return FACTORS.get(self.num_seeds, 2.26)
+
+    def _grid(self, columns: dict[str, dict[str, Value]]) -> str:
+        cells = [["trained with", *columns]]
+        for arm in self.results:
+            marks = [" *" if self.winner(name, values) == arm else "  " for name, values in columns.items()]
+            texts = [text_of(values.get(arm)) for values in columns.values()]
+            cells.append([arm, *(text + mark for text, mark in zip(texts, marks, strict=True))])
+        widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+        lines = []
+        for first, *others in cells:
+            rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+            lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
+        return "\n".join(lines)
 
     def save_csv(self, path: Path) -> None:
         """Writes both tables as one, a row for each arm; an error follows its value, the speed comes last."""
@@ -114,43 +148,16 @@ class Comparison:
                 writer.writerow([arm, self.num_seeds, *("" if math.isnan(x) else repr(x) for x in numbers)])
 
 
-def winner(name: str, values: dict[str, Value]) -> str | None:
-    """The arm that is better than every other by more than twice the two errors together, if there is one."""
-    if len(values) < 2 or name == SPEED:
-        return None
-    sign = -1 if name.startswith("is_") else 1  # of all columns only the Inception score is better when larger
-    best, *others = sorted(values, key=lambda arm: sign * values[arm].mean)
-    gaps = [sign * (values[o].mean - values[best].mean) for o in others]
-    errors = [math.hypot(values[o].error, values[best].error) for o in others]
-    return best if all(gap > 2 * error for gap, error in zip(gaps, errors, strict=True)) else None
-
-
 def text_of(value: Value | None) -> str:
     """A value with its error, to two digits of the error."""
     if value is None or math.isnan(value.mean):
         return "—"
     if math.isnan(value.error) or value.error == 0:
         return f"{value.mean:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(value.error)))
-    if digits > 5:
-        return f"{value.mean:.4g} ± {value.error:.1g}"
+    digits = min(max(0, 1 - math.floor(math.log10(value.error))), 7)
     return f"{value.mean:,.{digits}f} ± {value.error:.{digits}f}"
 
 
 def _value(values: Sequence[float], error_of_one: float) -> Value:
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else error_of_one
     return Value(statistics.mean(values), error)
-
-
-def _grid(corner: str, rows: Sequence[str], columns: dict[str, dict[str, Value]]) -> str:
-    cells = [[corner, *columns]]
-    for row in rows:
-        marks = [" *" if winner(name, values) == row else "  " for name, values in columns.items()]
-        texts = [text_of(values.get(row)) for values in columns.values()]
-        cells.append([row, *(text + mark for text, mark in zip(texts, marks, strict=True))])
-    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
-    lines = []
-    for first, *others in cells:
-        rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
-    return "\n".join(lines)

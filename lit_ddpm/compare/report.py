@@ -19,7 +19,7 @@ from torchvision.utils import make_grid
 
 from lit_ddpm import plots
 from lit_ddpm.compare.audit import ALLOWED, Audit
-from lit_ddpm.compare.comparison import Comparison, Value, text_of, winner
+from lit_ddpm.compare.comparison import Comparison, Value, text_of
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.objective import kl_weight, weight_on_x0_mse
 
@@ -57,7 +57,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
         f"<h1>{escape(' · '.join(comparison.results))}</h1><pre>{escape(command)}</pre>",
         f"<p>{seeds}; the arms of a seed have the same initial weights where their networks are the same, the same "
         "order of the data, the same timesteps and noise at each step, and the same budget. ± is the standard error "
-        f"{errors}. Bold: better than every other row by more than twice their errors together.</p>",
+        f"{errors}. Bold: {comparison.rule()}.</p>",
         "<h2>Results on the test images</h2>",
         _table(comparison, comparison.columns()),
         "<h2>Each model measured with each objective</h2><p>Rows are what a model was trained with, columns what it is "
@@ -84,7 +84,7 @@ def _table(comparison: Comparison, columns: dict[str, dict[str, Value]]) -> str:
     for arm in comparison.results:
         cells = [f"<td>{escape(arm)}</td>"]
         for name, values in columns.items():
-            kind = ' class="best"' if winner(name, values) == arm else ""
+            kind = ' class="best"' if comparison.winner(name, values) == arm else ""
             cells.append(f"<td{kind}>{text_of(values.get(arm))}</td>")
         rows.append("".join(cells))
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
@@ -141,16 +141,17 @@ def _lines(
     title: str, tables: dict[str, plots.Table], x: tuple[str, str], y: tuple[str, str], log: bool = False
 ) -> Image.Image:
     def draw(axes: "Axes") -> None:
-        for (name, table), colour in zip(tables.items(), _colours(len(tables)), strict=True):
-            axes.plot(table[x[0]], table[y[0]], label=name, color=colour)
+        for i, (name, table) in enumerate(tables.items()):
+            style = ("-", "--", ":")[i % 3]  # curves that lie on one another are all seen
+            axes.plot(table[x[0]], table[y[0]], label=name, color=_colour(i), linestyle=style)
         if log:
             axes.set_yscale("log")
 
     return plots.plot(title, x[1], y[1], draw)
 
 
-def _colours(count: int) -> list[str]:
-    return [plots.PALETTE[i % len(plots.PALETTE)] for i in range(count)]
+def _colour(number: int) -> str:
+    return plots.PALETTE[number % len(plots.PALETTE)]
 
 
 def _different(comparison: Comparison) -> list[tuple[list[str], Audit]]:
@@ -162,13 +163,13 @@ def _different(comparison: Comparison) -> list[tuple[list[str], Audit]]:
 
 
 def plot_audit(found: Audit) -> Image.Image:
-    """The relative difference of the two forms against t, for each precision."""
+    """The relative difference of the two forms against t, for each precision; none at all is drawn at 1e-18."""
 
     def draw(axes: "Axes") -> None:
-        for (name, values), colour in zip(found.values.items(), _colours(len(found.values)), strict=True):
-            t = np.arange(2, len(values) + 2)
-            axes.plot(t, _floor(values), color=colour, linewidth=1.5, label=f"{name}, values")
-            axes.plot(t, _floor(found.gradients[name]), color=colour, linewidth=1, linestyle=":", label="gradients")
+        for i, (name, values) in enumerate(found.values.items()):
+            t, gradients = np.arange(2, len(values) + 2), _floor(found.gradients[name])
+            axes.plot(t, _floor(values), color=_colour(i), linewidth=1.5, label=f"{name}, values")
+            axes.plot(t, gradients, color=_colour(i), linewidth=1, linestyle=":", label=f"{name}, gradients")
         axes.axhline(ALLOWED, color="black", linewidth=1, linestyle="--")
         axes.set_yscale("log")
 
@@ -176,4 +177,4 @@ def plot_audit(found: Audit) -> Image.Image:
 
 
 def _floor(values: torch.Tensor) -> NDArray[np.float64]:
-    return np.asarray(values.clamp(min=1e-18))  # a difference of 0 has no place on a logarithmic axis
+    return np.asarray(values.clamp(min=1e-18))  # 0 has no place on a logarithmic axis

@@ -17,12 +17,14 @@ import yaml
 
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
+from lit_ddpm.data.base import ImageDataModule
 from lit_ddpm.denoiser import evaluating
 from lit_ddpm.ledger import Report
 
 NUM_PICTURES = 64
 CONFIG = "arm.yaml"
 SECONDS = "seconds.json"
+START = 6.0  # seconds, about what a process takes until it does something
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,14 @@ class Run:
             subprocess.CalledProcessError: If a process fails; its log says why.
         """
         checkpoint = self.directory / "checkpoints" / "last.ckpt"
+        # From a checkpoint on, the configuration beside it is used, which also knows the id of a W&B run.
+        of_last = ["--ckpt_path", str(checkpoint)]
         if not checkpoint.is_file() and self.directory.exists():
             shutil.rmtree(self.directory)  # nothing to go on from
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / CONFIG
         config.write_text(yaml.safe_dump(self.config(), sort_keys=False))
-        of_last = ["--ckpt_path", str(checkpoint)]
-        parts = {"fit": of_last if checkpoint.is_file() else []}
+        parts = {"fit": of_last if checkpoint.is_file() else ["--config", str(config)]}
         if self.pictures:
             parts["predict"] = [*of_last, f"--num_samples={NUM_PICTURES}"]
         parts["test"] = of_last
@@ -120,13 +123,13 @@ class Run:
             seconds = self._seconds()
             if command not in seconds:
                 start = time.monotonic()
-                self._process(command, config, *args)
+                self._process(command, *args)
                 seconds[command] = time.monotonic() - start
                 (self.directory / SECONDS).write_text(json.dumps(seconds) + "\n")
 
-    def _process(self, command: str, config: Path, *args: str) -> None:
+    def _process(self, command: str, *args: str) -> None:
         with self.log.open("a") as log:
-            full = [sys.executable, "-m", "lit_ddpm", command, "--config", str(config), *args]
+            full = [sys.executable, "-m", "lit_ddpm", command, *args]
             process = subprocess.Popen(full, stdout=log, stderr=subprocess.STDOUT)
             try:
                 while process.poll() is None:
@@ -162,13 +165,15 @@ class Run:
 def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     """About how long one run takes, from a training step and a batch of the bound timed on random images.
 
-    None if the network wants more than images, timesteps and labels.
+    None for data of another kind than `ImageDataModule`, or if the network wants more than images, timesteps, labels.
     """
     module, data, trainer = arm.module, arm.data, arm.trainer
+    if not isinstance(data, ImageDataModule) or data.image_shape is None:
+        return None
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    batch, images = data.train_dataloader().batch_size, len(data.test_dataloader().dataset)
+    batch, images = data.batch_size, len(data.test_dataloader()) * data.eval_batch_size
     x_0 = torch.rand(batch, *data.image_shape) * 2 - 1
     cond = {} if module.num_classes is None else {"label": torch.zeros(batch, dtype=torch.int64)}
     device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
@@ -196,7 +201,7 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
     metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
     sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
-    return float(steps * step + (images * T + sampled) * call / batch)
+    return float(2 * START + steps * step + (images * T + sampled) * call / batch)
 
 
 def _seconds(action: Any, at_most: float) -> float:
