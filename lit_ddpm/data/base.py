@@ -11,10 +11,11 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_float
+from lit_ddpm.data.resumable import EpochSampler, ResumableLoader
 from lit_ddpm.seeding import keyed_generator, training_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -124,7 +125,7 @@ class ImageDataModule(LightningDataModule):
         rank_zero_info(f"{type(self).__name__}: {sizes} images of {list(self.image_shape)}, {self.levels} levels.")
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled whole batches; incomplete ones are left out.
+        """Shuffled whole batches; incomplete ones are left out. A checkpoint knows where in the epoch it was.
 
         Raises:
             ValueError: If there are fewer images than a batch has.
@@ -136,10 +137,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(
                 f"batch_size = {self.batch_size} on {replicas} process(es) is more than the {count} training images."
             )
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed()
-        )
-        return DataLoader(images, batch_size=self.batch_size, sampler=sampler, drop_last=True, **self._reading())
+        sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
+        return ResumableLoader(images, self.batch_size, sampler, **self._reading())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation images in order."""

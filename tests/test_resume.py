@@ -1,0 +1,76 @@
+"""A run that was cut off anywhere goes on to the same weights."""
+
+import pytest
+import torch
+from helpers import digits, tiny_module, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_module import same_weights
+
+from lit_ddpm import ImportanceTimesteps, UNet
+from lit_ddpm.callbacks import EMA
+from lit_ddpm.data.base import ImageTensors
+from lit_ddpm.data.resumable import EpochSampler, ResumableLoader
+
+
+def make():
+    torch.manual_seed(0)
+    return tiny_module(
+        network=UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3),
+        timesteps=ImportanceTimesteps(history=1),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=40),
+    )
+
+
+def flipped():
+    data = digits(batch_size=128)
+    data.flip = True
+    return data
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resuming_in_the_middle_of_an_epoch_is_the_same_run(tmp_path, accumulate):
+    """With averaged weights, dropout, flips, a learning-rate schedule, importance and accumulation."""
+    settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate, "enable_checkpointing": True}
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, full = make(), trainer(callbacks=[EMA(0.9), every], **settings)
+    full.fit(whole, flipped())
+    steps = sorted(int(path.stem.removeprefix("step=")) for path in tmp_path.glob("*.ckpt"))
+    per_epoch = -(-9 // accumulate)
+    assert steps == list(range(1, 3 * per_epoch + 1))
+    for step in (1, per_epoch + 2, 2 * per_epoch):
+        resumed = make()
+        again = trainer(callbacks=[EMA(0.9)], **{**settings, "enable_checkpointing": False})
+        path = tmp_path / f"step={step}.ckpt"
+        again.fit(resumed, flipped(), ckpt_path=path, weights_only=True)
+        assert again.global_step == full.global_step
+        assert same_weights(whole, resumed), step
+        assert same_weights(full.callbacks[0]._average_model, again.callbacks[0]._average_model), step
+        if step % per_epoch:  # from an epoch's last step Lightning goes on without that epoch's validation
+            assert full.callback_metrics["val/bpd"] == again.callback_metrics["val/bpd"]
+        assert torch.equal(whole.timesteps._losses, resumed.timesteps._losses)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_where_it_was(num_workers):
+    images = ImageTensors(torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64))
+
+    def loader():
+        sampler = EpochSampler(images, num_replicas=1, rank=0, shuffle=True, seed=3)
+        keep = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        return ResumableLoader(images, 3, sampler, collate_fn=lambda batch: batch[0].flatten().tolist(), **keep)
+
+    whole = loader()
+    first = list(whole)
+    assert len(first) == len(whole) == 6
+    assert whole.state_dict() == {"batches": 6}
+    assert list(whole) == first  # a finished epoch leaves nothing behind
+    broken_off = iter(whole)
+    assert [next(broken_off), next(broken_off)] == first[:2]
+    state = whole.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert list(resumed) == first[2:]
+    assert list(resumed) == first
+    assert list(whole) == first  # nor does one that was broken off
+    resumed.load_state_dict({"batches": 6})
+    assert list(resumed) == first
