@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
 from lit_ddpm.compatibility import check_data
+from lit_ddpm.configurable import check_at_least
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
 from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction, Variance
 from lit_ddpm.evaluation import BoundEvaluation, Split
@@ -25,6 +28,9 @@ from lit_ddpm.sampler import AncestralSampler, Sampler
 from lit_ddpm.schedule import LinearSchedule, Schedule
 from lit_ddpm.seeding import reseed, training_seed
 from lit_ddpm.timestep import TimestepSampler, UniformTimesteps
+
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+"""Strategies that give each process a share of the weights."""
 
 
 class DDPM(LightningModule):
@@ -50,6 +56,7 @@ class DDPM(LightningModule):
         guidance: The scale of classifier-free guidance in sampling; 1 for none, see `GuidedDenoiser`.
         num_val_timesteps: Network calls an image for the estimate of the bound in validation; all T if None or if T is
             less. Testing always uses all.
+        max_skipped_steps: How many steps of a fit may be left out because their gradients are not finite.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes a learning-rate scheduler, stepped after every optimizer step, from the optimizer.
 
@@ -57,6 +64,7 @@ class DDPM(LightningModule):
         image_shape: The shape of an image, ``(C, H, W)``; None until the module has seen data.
         averaged: Whether the weights that it holds now are averaged ones, see `EMA`.
         trained_steps: The optimizer steps behind the weights that a fit left or a checkpoint gave.
+        skipped_steps: The steps of this fit that were left out because their gradients were not finite.
         last_kl: The timesteps and the KL in nats per dimension of the last training batch's samples with t >= 2.
         last_report: What the last validation or test found.
     """
@@ -75,6 +83,7 @@ class DDPM(LightningModule):
         label_dropout: float = 0.0,
         guidance: float = 1.0,
         num_val_timesteps: int | None = 32,
+        max_skipped_steps: int = 10,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -95,6 +104,8 @@ class DDPM(LightningModule):
         if num_val_timesteps is not None and num_val_timesteps < 2:
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
         self.num_val_timesteps = num_val_timesteps
+        check_at_least(self, 0, max_skipped_steps=max_skipped_steps)
+        self.max_skipped_steps = max_skipped_steps
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout = {label_dropout} must be in [0, 1).")
         if label_dropout > 0 and self.num_classes is None:
@@ -105,12 +116,12 @@ class DDPM(LightningModule):
         self.image_shape: tuple[int, ...] | None = None
         self.averaged = False
         self.trained_steps = 0
+        self.skipped_steps = 0
         self.last_kl: tuple[Tensor, Tensor] | None = None
         self.last_report: Report | None = None
         self._data_levels: int | None = None
         self._make_optimizer = _Factory(optimizer)
         self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
-        self._unchecked: tuple[int, Tensor, Tensor] | None = None
         # The second moments of the KL terms that the last validation found, and those that it began with.
         self._found_moment: Tensor | None = None
         self._used_moment: Tensor | None = None
@@ -220,7 +231,6 @@ class DDPM(LightningModule):
 
         All randomness of the step (t, eps, dropout) is a function of (seed, epoch, batch index, rank).
         """
-        self._check_finite()
         x_0, cond = self.unpack_batch(batch)
         if self.image_shape is None:
             self.image_shape = tuple(x_0.shape[1:])
@@ -236,7 +246,7 @@ class DDPM(LightningModule):
         if self.timesteps.learns:
             self.timesteps.update(*self._of_all_processes(t, losses.detach()))
         loss = (weight.to(losses) * losses).mean()
-        self._unchecked = (self.global_step, t, losses.detach())
+        self._last_losses = (t, losses.detach())
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x_0))
         self.log_dict(self._both_forms(pred, weight), batch_size=len(x_0))
         return loss.float()
@@ -264,38 +274,43 @@ class DDPM(LightningModule):
             values["train/form_gap"] = ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max()
         return values
 
-    def _check_finite(self) -> None:
-        """Stops at a loss that is not finite.
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leaves a step out whose gradients are not finite, up to `max_skipped_steps` of them.
 
-        It is called one step late, so that the device need not be waited for, and before anything is saved.
+        Raises:
+            FloatingPointError: If there were more.
         """
-        if self._unchecked is None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # which looks for the right scale by leaving steps out, and does so itself
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        finite = bool(torch.isfinite(norm))
+        if isinstance(self.trainer.strategy, SHARDED):  # where a process sees its own share alone
+            finite = self.trainer.strategy.reduce_boolean_decision(finite)
+        if finite:
             return
-        step, t, losses = self._unchecked
-        bad = ~torch.isfinite(losses).cpu()
-        if bool(bad.any()):
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        self.log("train/skipped_steps", float(self.skipped_steps))
+        t, losses = self._last_losses
+        timesteps = sorted(set(t[~torch.isfinite(losses).cpu()].tolist()))[:8]
+        where = (
+            f"step {self.global_step}, at learning rate {optimizer.param_groups[0]['lr']:g}"
+            f"{f', for the losses at t = {timesteps}' if timesteps else ''}"
+        )
+        if self.skipped_steps > self.max_skipped_steps:
             raise FloatingPointError(
-                f"the loss is not finite at step {step}, for t = {sorted(set(t[bad].tolist()))[:8]}, at learning rate "
-                f"{rate:g}: training stopped, and checkpoints written before are kept."
+                f"the gradients are not finite at {where}: training stopped, since max_skipped_steps = "
+                f"{self.max_skipped_steps} of such steps were left out before; checkpoints are kept."
             )
-        self._unchecked = None
-
-    def on_fit_start(self) -> None:
-        """Forgets the loss of a fit that failed."""
-        self._unchecked = None
+        rank_zero_warn(f"The gradients are not finite at {where}: this step is left out.")
 
     def on_train_start(self) -> None:
         """The weights that training goes on from are no average, whatever the checkpoint's were."""
         self.averaged = False
-
-    def on_validation_start(self) -> None:
-        """Stops before a validation of broken weights."""
-        self._check_finite()
+        self.skipped_steps = 0
 
     def on_train_end(self) -> None:
-        """Checks the last step too."""
-        self._check_finite()
+        """Notes down how far it came."""
         self.trained_steps = self.trainer.global_step
 
     # --- evaluation
@@ -391,7 +406,6 @@ class DDPM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what an image is like, and refuses to save a model that is broken."""
-        self._check_finite()
         check_weights_are_finite(self)
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import lightning
@@ -215,8 +216,59 @@ class Wide(nn.Module):
         return torch.cat([x_t, x_t], dim=1)
 
 
+class Explode(lightning.Callback):
+    """Makes the gradients of some steps infinite, whose own losses are fine."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step in self.steps:
+            module.denoiser.network.conv.weight.grad.fill_(float("inf"))
+
+
+class NaNAt(DDPM):
+    """Whose images are not finite at one step."""
+
+    def unpack_batch(self, batch):
+        x_0, cond = super().unpack_batch(batch)
+        return (x_0 * float("nan") if self.trainer.training and self.trainer.global_step == 5 else x_0), cond
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted():
+    module, recorder = tiny_module(NaNAt), Recorder()
+    before = []
+
+    class Weights(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            before.append(module.denoiser.network.conv.weight.detach().clone())
+
+    run = trainer(max_epochs=3, callbacks=[Explode({2}), Weights(), recorder, EMA(0.9)])
+    with pytest.warns(UserWarning, match=r"not finite at step 5, at learning rate 0.0002, for the losses at t = \[\d"):
+        run.fit(module, digits())
+    assert [bool(torch.equal(a, b)) for a, b in itertools.pairwise(before)] == [i in (1, 4) for i in range(11)]
+    assert module.skipped_steps == 2
+    assert recorder.logged["train/skipped_steps"] == 2
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+
+
+def test_too_many_steps_that_are_not_finite_stop_training_and_a_good_checkpoint_remains(tmp_path):
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1)
+    run = trainer(callbacks=[Explode({3, 4, 6}), checkpoints], limit_val_batches=0, enable_checkpointing=True)
+    with pytest.raises(
+        FloatingPointError, match=r"not finite at step 6, at learning rate 0.0002: .*max_skipped_steps = 2 "
+    ):
+        run.fit(tiny_module(max_skipped_steps=2), digits())
+    (path,) = tmp_path.glob("*.ckpt")
+    kept = torch.load(path, weights_only=True)
+    assert kept["global_step"] == 6
+    assert all(bool(torch.isfinite(weight).all()) for weight in kept["state_dict"].values())
+    with pytest.raises(ValueError, match="max_skipped_steps = -1"):
+        tiny_module(max_skipped_steps=-1)
+
+
 class Poison(lightning.Callback):
-    """Breaks the weights after a step."""
+    """Breaks the weights themselves after a step."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step == 5:
@@ -224,30 +276,13 @@ class Poison(lightning.Callback):
                 module.denoiser.network.conv.weight.fill_(float("nan"))
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(tmp_path):
-    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)
-    run = trainer(max_epochs=5, callbacks=[Poison(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
-    with pytest.raises(FloatingPointError, match=r"not finite at step 5, for t = \[\d.*learning rate 0.0002"):
-        run.fit(tiny_module(), digits())
-    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert kept["global_step"] == 4
-
-
-class Explode(lightning.Callback):
-    """Makes the gradient of a step infinite, whose own loss is fine."""
-
-    def on_after_backward(self, trainer, module):
-        if trainer.global_step == 3:
-            module.denoiser.network.conv.weight.grad.fill_(float("inf"))
-
-
 def test_broken_weights_are_not_saved_over_good_ones(tmp_path):
     checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1)
-    run = trainer(callbacks=[Explode(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
-    with pytest.raises(FloatingPointError, match=r"1 weights are not finite after step 3, .*conv\.weight.*kept"):
+    run = trainer(callbacks=[Poison(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
+    with pytest.raises(FloatingPointError, match=r"1 weights are not finite after step 4, .*conv\.weight.*kept"):
         run.fit(tiny_module(), digits())
     (path,) = tmp_path.glob("*.ckpt")
-    assert torch.load(path, weights_only=True)["global_step"] == 3
+    assert torch.load(path, weights_only=True)["global_step"] == 4
 
 
 # --- checkpoints

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ddpm.module import DDPM
+from lit_ddpm.module import DDPM, SHARDED
 
 
 class EMA(WeightAveraging):
@@ -49,7 +48,7 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the average model, or when the same module is fitted again, goes back to its raw weights."""
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        if isinstance(trainer.strategy, SHARDED):
             raise ValueError(
                 f"EMA does not work with {type(trainer.strategy).__name__}, which shards the weights: train without "
                 "EMA, or with strategy 'ddp'."
