@@ -1,11 +1,13 @@
 """What a checkpoint holds beside the weights, and whether one can be used."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import collect_init_args
 
 from lit_ddpm.configurable import as_config
@@ -53,8 +55,32 @@ def check_weights_fit(module: LightningModule, checkpoint: dict[str, Any]) -> No
         )
 
 
-def check_file(path: Path) -> None:
-    """Raises a ValueError unless `path` is a whole checkpoint of Lightning that loads without running code."""
+def usable_file(path: Path) -> Path:
+    """`path` if it is whole; if it is damaged, the checkpoint beside it that came furthest, and a warning says so.
+
+    Raises:
+        ValueError: If there is no such file, or it is damaged and nothing is beside it.
+    """
+    try:
+        check_file(path)
+    except ValueError as error:
+        steps = {}
+        for other in path.parent.glob("*.ckpt") if path.is_file() else ():
+            with suppress(ValueError):
+                steps[other] = check_file(other)
+        if not steps:
+            raise
+        path = max(steps, key=lambda other: steps[other])
+        rank_zero_warn(f"{str(error).removesuffix('.')}: going on from {path} instead, of step {steps[path]}.")
+    return path
+
+
+def check_file(path: Path) -> int:
+    """The step of a checkpoint of Lightning, which must be whole and load without running code.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if not path.is_file():
         raise ValueError(f"ckpt_path = {path}: there is no such file.")
     try:
@@ -66,3 +92,4 @@ def check_file(path: Path) -> None:
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"ckpt_path = {path} holds no state_dict: it is no checkpoint of Lightning.")
+    return int(checkpoint.get("global_step", 0))

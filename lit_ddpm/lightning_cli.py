@@ -12,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lit_ddpm.checkpoint import check_file
+from lit_ddpm.checkpoint import check_file, usable_file
 from lit_ddpm.errors import OneLineParser
 from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import RunLogger, SaveRunConfig, check_run_directory
@@ -71,7 +71,11 @@ class DDPMCLI(LightningCLI):
         if config.get("weights_only") is None:
             config.weights_only = True
         if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
-            check_file(Path(config.ckpt_path))
+            path = Path(config.ckpt_path)
+            if self.config.subcommand == "fit":  # which can go on from an earlier one
+                config.ckpt_path = str(usable_file(path))
+            else:
+                check_file(path)
         self._asked_for = config.model.clone()
 
     def before_instantiate_classes(self) -> None:

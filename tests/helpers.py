@@ -4,6 +4,7 @@ import logging
 import warnings
 
 import lightning
+import torch
 from conftest import TinyNetwork
 
 from lit_ddpm import DDPM, AncestralSampler, LogSNRSchedule, VParametrization
@@ -51,3 +52,8 @@ def trainer(**kwargs) -> lightning.Trainer:
         "default_root_dir": ".",
     }
     return lightning.Trainer(**{**defaults, **kwargs})
+
+
+def compile_without_code(module: torch.nn.Module) -> None:
+    """Compiles a module but for the machine code, which takes a minute."""
+    module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")

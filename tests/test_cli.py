@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import compile_without_code
 from PIL import Image
 from sets import write_cifar, write_mnist
 
@@ -69,6 +71,8 @@ def test_every_shipped_config_runs(config, monkeypatch):
         write_mnist("data") if name == "MNIST" else write_cifar("data", monkeypatch)
         monkeypatch.setattr(InceptionFeatures, "load", lambda self: SmallInception())
         small = ["--model.network.width=32", "--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=10"]
+    if "compile" in config:
+        monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
     main(["fit", *base, "--config", str(CONFIGS / config), *small, "--trainer.fast_dev_run=true"])
 
 
@@ -117,8 +121,6 @@ def test_a_run_is_one_directory_with_everything_in_it(run):
 
 
 def copy_of(run, monkeypatch, tmp_path):
-    import shutil
-
     shutil.copytree(run.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return Path("runs/digits")
@@ -304,6 +306,18 @@ def test_a_broken_checkpoint_is_one_sentence(run, capsys, tmp_path):
     for path in ("half.ckpt", "text.ckpt"):
         assert f"ckpt_path = {path} is truncated" in error_of(capsys, ["test", "--ckpt_path", path])
     assert "other.ckpt holds no state_dict" in error_of(capsys, ["test", "--ckpt_path", "other.ckpt"])
+
+
+def test_a_damaged_checkpoint_is_passed_over_when_going_on(run, monkeypatch, tmp_path, capsys):
+    here = copy_of(run, monkeypatch, tmp_path)
+    last = here / "checkpoints" / "last.ckpt"
+    shutil.copy(last, last.with_name("before.ckpt"))
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"last.ckpt is truncated.*going on from .*\.ckpt instead, of step 6"):
+        main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=3", "--trainer.limit_val_batches=0"])
+    assert torch.load(last, weights_only=True)["global_step"] == 9
+    last.write_bytes(last.read_bytes()[:-100])
+    assert "is truncated" in error_of(capsys, ["test", "--ckpt_path", str(last)])  # of another one nobody asked
 
 
 def test_an_unfit_checkpoint_is_one_sentence(run, capsys):

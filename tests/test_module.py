@@ -5,7 +5,7 @@ import lightning
 import pytest
 import torch
 from conftest import TinyNetwork
-from helpers import Few, digits, tiny_module, trainer
+from helpers import Few, compile_without_code, digits, tiny_module, trainer
 from torch import nn
 
 from lit_ddpm import (
@@ -22,7 +22,7 @@ from lit_ddpm import (
     UNet,
     VParametrization,
 )
-from lit_ddpm.callbacks import EMA, SampleGrid
+from lit_ddpm.callbacks import EMA, Performance, SampleGrid
 
 
 def same_weights(a, b) -> bool:
@@ -391,3 +391,34 @@ def test_bf16_measures_the_same_kl_as_float32():
     assert values[1]["train/kl"] == pytest.approx(values[0]["train/kl"], rel=0.01)
     assert values[1]["train/kl"] != values[0]["train/kl"]
     assert values[1]["train/form_gap"] < 1e-9
+
+
+def test_compiled_and_channels_last_modules_share_their_checkpoints_with_plain_ones(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: (compiled.append(self), compile_without_code(self)))
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        return tiny_module(network=UNet(width=16, num_blocks=1, attention_levels=[]), **kwargs)
+
+    fast = {"compile": True, "channels_last": True}
+    bounds = {}
+    for name, settings, others in (("plain", {}, fast), ("fast", fast, {})):
+        path = tmp_path / f"{name}.ckpt"
+        run = trainer(max_steps=2, max_epochs=-1, callbacks=[EMA(0.9), Performance()])
+        run.fit(make(**settings), digits())
+        run.save_checkpoint(path)
+        checkpoint = torch.load(path, weights_only=True)
+        assert "_orig_mod" not in " ".join(checkpoint["state_dict"])
+        assert not set(fast) & set(checkpoint["hyper_parameters"])
+        for again in (settings, others):
+            module = DDPM.load_from_checkpoint(path, **again)
+            assert all(torch.equal(v, checkpoint["state_dict"][k]) for k, v in module.state_dict().items())
+            (found,) = trainer().test(module, Few(), verbose=False)
+            bounds[name, again is settings] = found["test/bpd"]
+            weight = module.denoiser.network.conv_out.weight
+            assert weight.is_contiguous(memory_format=torch.channels_last) == bool(again)
+    assert len(compiled) == 3
+    for name in ("plain", "fast"):
+        assert bounds[name, True] == pytest.approx(bounds[name, False], abs=1e-5)
+    assert bounds["plain", True] == pytest.approx(bounds["fast", True], abs=1e-3)
