@@ -131,6 +131,7 @@ class DDPM(LightningModule):
         self.last_kl: tuple[Tensor, Tensor] | None = None
         self.last_report: Report | None = None
         self._data_levels: int | None = None
+        self._observed: tuple[int, Tensor, Tensor] | None = None  # batch index, timesteps and losses
         self._make_optimizer = _Factory(optimizer)
         self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
         # The second moments of the KL terms that the last validation found, and those that it began with.
@@ -242,6 +243,7 @@ class DDPM(LightningModule):
 
         All randomness of the step (t, eps, dropout) is a function of (seed, epoch, batch index, rank).
         """
+        self._learn()
         x_0, cond = self.unpack_batch(batch)
         if self.image_shape is None:
             self.image_shape = tuple(x_0.shape[1:])
@@ -255,12 +257,18 @@ class DDPM(LightningModule):
         pred = self.denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
         losses = self.objective(self.denoiser, pred)
         if self.timesteps.learns:
-            self.timesteps.update(*self._of_all_processes(t, losses.detach()))
+            self._observed = (batch_idx, *self._of_all_processes(t, losses.detach()))
         loss = (weight.to(losses) * losses).mean()
         self._last_losses = (t, losses.detach())
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x_0))
         self.log_dict(self._both_forms(pred, weight), batch_size=len(x_0))
         return loss.float()
+
+    def _learn(self) -> None:
+        """Tells the timestep sampler the losses of the batch before: a step that is cut off must not count."""
+        if self._observed is not None:
+            self.timesteps.update(*self._observed[1:])
+            self._observed = None
 
     def _of_all_processes(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """The timesteps and losses of all processes, on the CPU, in the same order on each."""
@@ -319,9 +327,11 @@ class DDPM(LightningModule):
         """The weights that training goes on from are no average, whatever the checkpoint's were."""
         self.averaged = False
         self.skipped_steps = 0
+        self._observed = None
 
     def on_train_end(self) -> None:
         """Notes down how far it came."""
+        self._learn()
         self.trained_steps = self.trainer.global_step
 
     # --- evaluation
@@ -418,6 +428,9 @@ class DDPM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what an image is like, and refuses to save a model that is broken."""
         check_weights_are_finite(self)
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        if self._observed is not None and self._observed[0] < progress.processed:
+            self._learn()
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels
         checkpoint["timesteps"] = self.timesteps.state_dict()

@@ -261,7 +261,7 @@ def test_what_was_learnt_is_in_the_checkpoint_and_goes_on():
 @pytest.mark.usefixtures("forks")
 def test_processes_learn_from_the_losses_of_all(tmp_path):
     class Save(Callback):
-        def on_train_end(self, trainer, pl_module):
+        def on_fit_end(self, trainer, pl_module):
             torch.save(pl_module.timesteps.state_dict(), tmp_path / f"{trainer.global_rank}.pt")
 
     run = trainer(max_epochs=1, limit_val_batches=0, devices=2, strategy="ddp_fork", callbacks=[Save()])

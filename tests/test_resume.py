@@ -1,5 +1,6 @@
 """A run that was cut off anywhere goes on to the same weights."""
 
+import lightning
 import pytest
 import torch
 from helpers import digits, tiny_module, trainer
@@ -51,26 +52,52 @@ def test_resuming_in_the_middle_of_an_epoch_is_the_same_run(tmp_path, accumulate
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_goes_on_where_it_was(num_workers):
+def test_a_loader_goes_on_where_training_was(num_workers):
     images = ImageTensors(torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64))
+    trained = 0
 
     def loader():
         sampler = EpochSampler(images, num_replicas=1, rank=0, shuffle=True, seed=3)
         keep = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-        return ResumableLoader(images, 3, sampler, collate_fn=lambda batch: batch[0].flatten().tolist(), **keep)
+        return ResumableLoader(images, 3, sampler, lambda: trained, collate_fn=levels, **keep)
 
     whole = loader()
     first = list(whole)
     assert len(first) == len(whole) == 6
-    assert whole.state_dict() == {"batches": 6}
     assert list(whole) == first  # a finished epoch leaves nothing behind
     broken_off = iter(whole)
-    assert [next(broken_off), next(broken_off)] == first[:2]
-    state = whole.state_dict()
-    resumed = loader()
+    assert [next(broken_off) for _ in range(3)] == first[:3]
+    trained = 2  # the third was cut off
+    resumed, state = loader(), whole.state_dict()
     resumed.load_state_dict(state)
     assert list(resumed) == first[2:]
     assert list(resumed) == first
     assert list(whole) == first  # nor does one that was broken off
     resumed.load_state_dict({"batches": 6})
     assert list(resumed) == first
+
+
+def levels(batch):
+    return batch[0].flatten().tolist()
+
+
+class Interrupt(lightning.Callback):
+    """Stops in the middle of a batch, before its step."""
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step == 13:
+            raise SystemExit(143)
+
+
+def test_an_interrupted_fit_saves_and_goes_on_with_the_batch_that_was_cut_off(tmp_path):
+    whole = make()
+    trainer(max_epochs=3, callbacks=[EMA(0.9)]).fit(whole, flipped())
+    last = ModelCheckpoint(tmp_path, filename="last", save_on_exception=True)
+    run = trainer(max_epochs=3, callbacks=[EMA(0.9), last, Interrupt()], enable_checkpointing=True)
+    with pytest.raises(SystemExit):
+        run.fit(make(), flipped())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 13
+    resumed = make()
+    run = trainer(max_epochs=3, callbacks=[EMA(0.9)])
+    run.fit(resumed, flipped(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert same_weights(whole, resumed)

@@ -138,7 +138,7 @@ class ImageDataModule(LightningDataModule):
                 f"batch_size = {self.batch_size} on {replicas} process(es) is more than the {count} training images."
             )
         sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
-        return ResumableLoader(images, self.batch_size, sampler, **self._reading())
+        return ResumableLoader(images, self.batch_size, sampler, self._num_trained, **self._reading())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation images in order."""
@@ -191,6 +191,12 @@ class ImageDataModule(LightningDataModule):
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _num_trained(self) -> int:
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
 
     def _reading(self) -> dict[str, Any]:
         reading = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}

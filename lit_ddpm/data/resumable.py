@@ -1,10 +1,13 @@
 """A loader that goes on in the middle of an epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+if TYPE_CHECKING:
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -24,28 +27,32 @@ class ResumableLoader(DataLoader[Any]):
         dataset: The images.
         batch_size: Images in a batch.
         sampler: Their order.
+        num_trained: Tells how many batches of this epoch have been trained on. The loader itself cannot: the one it
+            gave last may have been cut off.
         **kwargs: See `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, sampler: EpochSampler, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        sampler: EpochSampler,
+        num_trained: Callable[[], int],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, **kwargs)
-        self._given = 0  # batches of this epoch
-        self._resume_at = 0  # of the next one
+        self._num_trained = num_trained
+        self._resume_at = 0  # the batch that the next epoch begins with
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's type is its own class of iterators
-        """The batches of an epoch, or the rest of one that a checkpoint cut off."""
-        self._given, self._resume_at = self._resume_at, 0
-        cast(EpochSampler, self.sampler).skip = self._given * cast(int, self.batch_size)
-        return self._counted(super().__iter__())
-
-    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
-            self._given += 1
-            yield batch
+    def __iter__(self) -> "_BaseDataLoaderIter":
+        """The batches of an epoch, or the rest of one that was cut off."""
+        cast(EpochSampler, self.sampler).skip = self._resume_at * cast(int, self.batch_size)
+        self._resume_at = 0
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch have been given."""
-        return {"batches": self._given}
+        """How many batches of the epoch have been trained on."""
+        return {"batches": self._num_trained()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the next epoch begin where the one of `state_dict` was; after its last batch, from the start."""
