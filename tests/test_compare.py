@@ -258,18 +258,19 @@ def test_the_audit_finds_a_wrong_weight(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "runs" / "kl").exists()
 
 
-def test_a_column_is_won_beyond_the_errors_alone():
+def test_a_column_is_led_beyond_the_errors_alone():
     def with_seeds(count):
         return Comparison([], {"a": [], "b": []}, {}, count, {})
 
     clear = {"a": Value(1.0, 0.1), "b": Value(2.0, 0.1)}
-    assert with_seeds(3).winner("bits/dim", clear) == "a"
-    assert with_seeds(3).winner("is_digits", clear) == "b"
-    assert with_seeds(2).winner("bits/dim", clear) is None  # two seeds hardly know their error
-    assert with_seeds(3).winner("images/s", clear) is None
-    assert with_seeds(1).winner("fid", {"a": Value(1.0, math.nan), "b": Value(2.0, math.nan)}) is None
-    assert with_seeds(3).winner("prior", {"a": Value(1.0, 0.0), "b": Value(1.0, 0.0)}) is None
-    assert with_seeds(3).winner("bits/dim", {"a": Value(1.0, 0.1)}) is None
+    assert with_seeds(3).leaders("bits/dim", clear) == {"a"}
+    assert with_seeds(3).leaders("is_digits", clear) == {"b"}
+    assert with_seeds(2).leaders("bits/dim", clear) == set()  # two seeds hardly know their error
+    assert with_seeds(3).leaders("images/s", clear) == set()
+    tie = clear | {"c": Value(1.1, 0.1)}
+    assert with_seeds(3).leaders("bits/dim", tie) == {"a", "c"}
+    assert with_seeds(1).leaders("fid", {"a": Value(1.0, math.nan), "b": Value(2.0, math.nan)}) == set()
+    assert with_seeds(3).leaders("prior", {"a": Value(1.0, 0.0), "b": Value(1.0, 0.0)}) == set()
 
 
 @pytest.mark.parametrize(

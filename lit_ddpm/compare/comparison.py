@@ -102,19 +102,21 @@ class Comparison:
         ]
         return "\n".join(parts)
 
-    def winner(self, column: str, values: dict[str, Value]) -> str | None:
-        """The arm that is better than every other in a column, see `rule`; None if none is, or there is no better."""
-        if len(values) < 2 or column == SPEED:
-            return None
+    def leaders(self, column: str, values: dict[str, Value]) -> set[str]:
+        """The arms of a column that no other beats while they beat one, beyond the errors, see `rule`."""
+        if column == SPEED:
+            return set()
         sign = -1 if column.startswith("is_") else 1  # only the Inception score is better when larger
-        best, *others = sorted(values, key=lambda arm: sign * values[arm].mean)
-        gaps = [sign * (values[o].mean - values[best].mean) for o in others]
-        errors = [math.hypot(values[o].error, values[best].error) for o in others]
-        return best if all(gap > self._factor * error for gap, error in zip(gaps, errors, strict=True)) else None
+
+        def beats(arm: str, other: str) -> bool:
+            gap = sign * (values[other].mean - values[arm].mean)
+            return gap > self._factor * math.hypot(values[arm].error, values[other].error)
+
+        return {a for a in values if any(beats(a, b) for b in values) and not any(beats(b, a) for b in values)}
 
     def rule(self) -> str:
-        """What it takes to win a column."""
-        return f"better than every other row by more than {self._factor} times their errors together (95%)"
+        """What it takes to lead a column."""
+        return f"worse than no row and better than one, by more than {self._factor} times their errors together (95%)"
 
     @property
     def _factor(self) -> float:
@@ -123,7 +125,7 @@ class Comparison:
     def _grid(self, columns: dict[str, dict[str, Value]]) -> str:
         cells = [["trained with", *columns]]
         for arm in self.results:
-            marks = [" *" if self.winner(name, values) == arm else "  " for name, values in columns.items()]
+            marks = [" *" if arm in self.leaders(name, values) else "  " for name, values in columns.items()]
             texts = [text_of(values.get(arm)) for values in columns.values()]
             cells.append([arm, *(text + mark for text, mark in zip(texts, marks, strict=True))])
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]

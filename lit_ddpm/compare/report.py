@@ -84,7 +84,7 @@ def _table(comparison: Comparison, columns: dict[str, dict[str, Value]]) -> str:
     for arm in comparison.results:
         cells = [f"<td>{escape(arm)}</td>"]
         for name, values in columns.items():
-            kind = ' class="best"' if comparison.winner(name, values) == arm else ""
+            kind = ' class="best"' if arm in comparison.leaders(name, values) else ""
             cells.append(f"<td{kind}>{text_of(values.get(arm))}</td>")
         rows.append("".join(cells))
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
