@@ -36,7 +36,10 @@ def sentence_of(error: BaseException) -> str | None:
         return (
             f"W&B cannot start ({error}): log in with `wandb login`, or keep the run on disk with WANDB_MODE=offline."
         )
-    return str(error) if is_about_input(error) else None
+    if not is_about_input(error):
+        return None
+    message = str(error)
+    return one_sentence(message) if "Does not validate against any" in message else message
 
 
 class OneLineParser(LightningArgumentParser):

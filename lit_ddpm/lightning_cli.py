@@ -65,14 +65,17 @@ class DDPMCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, and checks the checkpoint before anything is made from it."""
         super().parse_arguments(parser, args)
-        if "subcommand" not in self.config:
+        command = self.config.get("subcommand")
+        config = self.config[command] if command else self.config
+        if not isinstance(config.trainer, Namespace):  # which jsonargparse lets pass
+            raise ValueError(f"trainer = {config.trainer!r} must be a block of settings.")
+        if not command:
             return
-        config = self.config[self.config.subcommand]
         if config.get("weights_only") is None:
             config.weights_only = True
         if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
             path = Path(config.ckpt_path)
-            if self.config.subcommand == "fit":  # which can go on from an earlier one
+            if command == "fit":  # which can go on from an earlier one
                 config.ckpt_path = str(usable_file(path))
             else:
                 check_file(path)

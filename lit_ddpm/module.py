@@ -231,6 +231,8 @@ class DDPM(LightningModule):
         if self._make_lr_scheduler is None:
             return optimizer
         scheduler = self._make_lr_scheduler(optimizer)
+        if (rate := min(group["lr"] for group in optimizer.param_groups)) < 0:  # of which some schedulers say nothing
+            raise ValueError(f"lr_scheduler makes the learning rate {rate:g}, which must not be negative.")
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):
             config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
