@@ -104,6 +104,7 @@ class DDPM(LightningModule):
             clip,
         )
         self.objective = objective if objective is not None else PredictionMSE()
+        self.objective.check(self.denoiser)
         self.timesteps = timesteps if timesteps is not None else UniformTimesteps()
         if channels_last:
             self.denoiser.network.to(memory_format=torch.channels_last)

@@ -105,6 +105,16 @@ class Objective(Configurable, ABC):
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         """The loss of each sample, ``[B]``, averaged over its dimensions and not over the batch."""
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Raises a ValueError if this objective cannot train the denoiser; a `DDPM` asks once, when it is made."""
+
+
+def _check_variance_is_given(objective: Objective, denoiser: Denoiser) -> None:
+    if denoiser.variance == "learned":
+        raise ValueError(
+            f"variance = 'learned' is not trained by {type(objective).__name__}: use PosteriorKL or HybridObjective."
+        )
+
 
 class PosteriorKL(Objective):
     """The full form: the KL between the two Gaussians at t >= 2, and the decoder's likelihood at t = 1.
@@ -157,6 +167,10 @@ class X0MSE(Objective):
         error = (to_float64(pred.x0_hat) - to_float64(pred.x_0)) ** 2
         return self.weighting(denoiser, pred.t).to(error) * error.flatten(1).mean(1)
 
+    def check(self, denoiser: Denoiser) -> None:
+        """See `Objective.check`."""
+        _check_variance_is_given(self, denoiser)
+
 
 class PredictionMSE(Objective):
     """The mean squared error of the network's own output; with `EpsParametrization`, the L_simple of Ho et al. 2020."""
@@ -165,6 +179,10 @@ class PredictionMSE(Objective):
         """See `Objective.__call__`; squared error of the output per dimension."""
         target = denoiser.parametrization.target(denoiser.schedule, pred.x_0, pred.eps, pred.t)
         return ((pred.output - target) ** 2).flatten(1).mean(1)
+
+    def check(self, denoiser: Denoiser) -> None:
+        """See `Objective.check`."""
+        _check_variance_is_given(self, denoiser)
 
 
 class HybridObjective(Objective):
@@ -178,7 +196,7 @@ class HybridObjective(Objective):
         decoder: See `PosteriorKL`.
 
     Raises:
-        ValueError: If the weight is not positive; when called, if the denoiser's variance is not learned.
+        ValueError: If the weight is not positive; in `check`, if the denoiser's variance is not learned.
     """
 
     def __init__(self, simple: Objective | None = None, weight: float = 0.001, decoder: Decoder | None = None) -> None:
@@ -190,11 +208,15 @@ class HybridObjective(Objective):
 
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         """See `Objective.__call__`."""
-        if denoiser.variance != "learned":
-            raise ValueError(f"HybridObjective trains a variance: set variance to learned, not {denoiser.variance!r}.")
+        self.check(denoiser)
         kl = PosteriorKL(self.decoder)(denoiser, replace(pred, x0_hat=pred.x0_hat.detach()))
         simple = self.simple(denoiser, pred)
         return simple + self.weight * denoiser.schedule.num_steps * kl.to(torch.promote_types(simple.dtype, kl.dtype))
+
+    def check(self, denoiser: Denoiser) -> None:
+        """See `Objective.check`."""
+        if denoiser.variance != "learned":
+            raise ValueError(f"HybridObjective trains a variance: set variance to learned, not {denoiser.variance!r}.")
 
 
 @torch.no_grad()
