@@ -58,7 +58,7 @@ def test_a_trajectory_of_few_steps_shows_all_of_them():
 
 
 @pytest.mark.usefixtures("forks")
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [2, 4])
 def test_the_grid_is_the_same_on_any_number_of_processes(devices):
     grids = []
     for count in (1, devices):

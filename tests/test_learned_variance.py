@@ -199,7 +199,8 @@ def test_what_does_not_fit_a_learned_variance_is_refused(capsys):
         HybridObjective()(fixed, pred)
     with pytest.raises(ValueError, match="weight = 0 of HybridObjective must be positive"):
         HybridObjective(weight=0)
-    message = error_of(capsys, [*DIGITS, "--model.variance=learned"])
+    assert "is not trained by X0MSE" in error_of(capsys, [*DIGITS, "--model.variance=learned"])
+    message = error_of(capsys, [*DIGITS, "--model.variance=learned", "--model.objective=PosteriorKL"])
     assert "out_channels = 1 of UNet does not fit images of image_shape = [1, 8, 8]" in message
     assert "variance='learned' needs 2" in message
 

@@ -20,6 +20,7 @@ from lit_ddpm import (
     PredictionMSE,
     StratifiedTimesteps,
     UNet,
+    UniformTimesteps,
     VParametrization,
 )
 from lit_ddpm.callbacks import EMA, Performance, SampleGrid
@@ -139,7 +140,7 @@ def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
 
 
 @pytest.mark.usefixtures("forks")
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [2, 3, 4])
 def test_the_bound_is_the_same_on_any_number_of_processes(devices):
     """50 images on 3 processes in batches of 7: a repeated image makes the shares equal, and must not count."""
     results = []
@@ -391,6 +392,44 @@ def test_bf16_measures_the_same_kl_as_float32():
     assert values[1]["train/kl"] == pytest.approx(values[0]["train/kl"], rel=0.01)
     assert values[1]["train/kl"] != values[0]["train/kl"]
     assert values[1]["train/form_gap"] < 1e-9
+
+
+class GivenTimesteps(UniformTimesteps):
+    """The same timesteps image by image, however they are dealt to batches."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def sample(self, batch_size, num_steps, generator=None):
+        self.seen += batch_size
+        t = torch.arange(self.seen - batch_size, self.seen) % num_steps + 1
+        return t, torch.ones(batch_size, dtype=torch.float64)
+
+
+def test_accumulating_is_the_same_as_one_large_batch(monkeypatch):
+    """4 x 32 beside 128, of the same timesteps and noise, without dropout."""
+    images = torch.randint(0, 17, (128, 1, 8, 8)) / 8 - 1
+    noise = torch.randn(128, 1, 8, 8)
+    weights = []
+    for accumulate in (1, 4):
+        left = iter(noise.split(128 // accumulate))
+        monkeypatch.setattr(torch, "randn_like", lambda x, left=left: next(left))
+        torch.manual_seed(0)
+        network = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.0)
+        module = tiny_module(
+            network=network,
+            timesteps=GivenTimesteps(),
+            decoder=DiscretizedGaussian(17),
+            objective=PosteriorKL(),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        )
+        before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+        run = trainer(max_epochs=1, accumulate_grad_batches=accumulate, limit_val_batches=0)
+        run.fit(module, torch.utils.data.DataLoader(images, batch_size=128 // accumulate))
+        assert run.global_step == 1
+        weights.append(nn.utils.parameters_to_vector(network.parameters()).detach())
+    change = weights[0] - before
+    assert float((weights[1] - weights[0]).norm() / change.norm()) < 1e-5
 
 
 def test_compiled_and_channels_last_modules_share_their_checkpoints_with_plain_ones(tmp_path, monkeypatch):
