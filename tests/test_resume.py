@@ -7,6 +7,7 @@ from helpers import digits, tiny_module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_module import same_weights
 
+from benchmarks.kill import kills
 from lit_ddpm import ImportanceTimesteps, UNet
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data.base import ImageTensors
@@ -79,6 +80,14 @@ def test_a_loader_goes_on_where_training_was(num_workers):
 
 def levels(batch):
     return batch[0].flatten().tolist()
+
+
+@pytest.mark.usefixtures("forks")
+def test_fits_that_were_killed_end_with_the_same_weights(tmp_path):
+    """Three of the fifty of `benchmarks.kill`, on one process and on two."""
+    found = kills(tmp_path, 3, seed=1)
+    assert [ok for _, ok in found] == [True, True, True]
+    assert any(step > 0 for step, _ in found)
 
 
 class Interrupt(lightning.Callback):
