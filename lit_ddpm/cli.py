@@ -1,10 +1,13 @@
 """The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test`` and ``predict``, and ``compare``."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_ddpm.errors import sentence_of, stop
 from lit_ddpm.lightning_cli import DDPMCLI
@@ -44,6 +47,9 @@ def main(args: Sequence[str] | None = None) -> None:
             run_compare(arguments[1:])
         else:
             DDPMCLI(with_config_of_run(arguments))
+    except SIGTERMException:
+        print("lit-ddpm: terminated; the run goes on with --ckpt_path.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)  # Lightning itself would end with 0, as if the work were done
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None:

@@ -1,5 +1,9 @@
 """A run that was cut off anywhere goes on to the same weights."""
 
+import os
+import signal
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
@@ -7,9 +11,10 @@ from helpers import digits, tiny_module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_module import same_weights
 
-from benchmarks.kill import kills
+from benchmarks.kill import arguments, kills
 from lit_ddpm import ImportanceTimesteps, UNet
 from lit_ddpm.callbacks import EMA
+from lit_ddpm.cli import main
 from lit_ddpm.data.base import ImageTensors
 from lit_ddpm.data.resumable import EpochSampler, ResumableLoader
 
@@ -88,6 +93,27 @@ def test_fits_that_were_killed_end_with_the_same_weights(tmp_path):
     found = kills(tmp_path, 3, seed=1)
     assert [ok for _, ok in found] == [True, True, True]
     assert any(step > 0 for step, _ in found)
+
+
+class Terminate(lightning.Callback):
+    """Sends the process SIGTERM, as SLURM does."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_fit_that_is_terminated_saves_and_says_so(capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    small = [argument for argument in arguments(Path("run"), 1) if "callbacks" not in argument]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([*small, "--trainer.callbacks+=test_resume.Terminate"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 143
+    assert "terminated; the run goes on with --ckpt_path" in capsys.readouterr().err
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
 class Interrupt(lightning.Callback):

@@ -62,7 +62,8 @@ def compare(
     ahead = [run for run in runs if not run.done]
     seconds = expected_seconds(arms[0]) if ahead else None
     about = "" if seconds is None else f", about {minutes(seconds * len(ahead))} in all"
-    print(f"{len(ahead)} runs ({len(arms)} arms, {num_seeds} seeds), one after another{about}", flush=True)
+    size = f"{len(arms)} arms, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
+    print(f"{len(ahead)} of {len(runs)} runs to do ({size}), one after another{about}", flush=True)
     failed = run_all(runs)
     results: dict[str, list[Result]] = {}
     for arm in arms:
