@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,18 +56,20 @@ def arguments(directory: Path, processes: int) -> list[str]:
     return ["fit", "--config", str(CONFIG), *SETTINGS, *where, *how]
 
 
-def in_child(act: Callable[[], Any]) -> int:
+def in_child(act: Callable[[], Any], log: Path) -> int:
     """Starts `act` in a process of a group of its own and returns its number; nothing is imported anew."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
             os.setsid()
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
             act()
             status = 0
+        except BaseException:
+            os.write(output, traceback.format_exc().encode())
         finally:
             os._exit(status)
     return child
@@ -91,12 +94,13 @@ def fit(directory: Path, processes: int, seconds: float | None = None) -> float 
     if not resume:
         shutil.rmtree(directory, ignore_errors=True)
     start = time.monotonic()
-    child = in_child(lambda: lit_ddpm([*arguments(directory, processes), *resume]))
+    log = directory.with_suffix(".log")
+    child = in_child(lambda: lit_ddpm([*arguments(directory, processes), *resume]), log)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             if status != 0:
-                raise RuntimeError(f"the fit in {directory} ended with status {status}.")
+                raise RuntimeError(f"the fit in {directory} ended with status {status}: {log.read_text()[-2000:]}")
             return time.monotonic() - start
         if seconds is not None and time.monotonic() - start > seconds:
             os.killpg(child, signal.SIGKILL)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_float
-from lit_ddpm.data.resumable import EpochSampler, ResumableLoader
+from lit_ddpm.data.resumable import EpochSampler, Progress, ResumableLoader
 from lit_ddpm.seeding import keyed_generator, training_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -138,7 +138,7 @@ class ImageDataModule(LightningDataModule):
                 f"batch_size = {self.batch_size} on {replicas} process(es) is more than the {count} training images."
             )
         sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
-        return ResumableLoader(images, self.batch_size, sampler, self._num_trained, **self._reading())
+        return ResumableLoader(images, self.batch_size, sampler, Progress(self.trainer), **self._reading())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation images in order."""
@@ -191,12 +191,6 @@ class ImageDataModule(LightningDataModule):
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-
-    def _num_trained(self) -> int:
-        if self.trainer is None:
-            return 0
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed)
 
     def _reading(self) -> dict[str, Any]:
         reading = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
