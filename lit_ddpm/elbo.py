@@ -43,6 +43,7 @@ class Bound:
         profile: The mean over the images of each KL term, t = 2..T, ``[T - 1]``; it sums to the mean of `diffusion`.
         second_moment: The mean over the images of each KL term's square, ``[T - 1]``, or its unbiased estimate.
         visits: How many network calls were at t, for t = 1..T, ``[T]``.
+        kl: The sum over those calls of the KL term, t = 2..T, ``[T - 1]``.
         squared_error: The sum over those calls of ``|x0_hat - x_0|^2`` per dimension, ``[T]``.
         dims: The number of dimensions of an image.
         num_calls: The number of network calls an image.
@@ -56,6 +57,7 @@ class Bound:
     profile: Tensor
     second_moment: Tensor
     visits: Tensor
+    kl: Tensor
     squared_error: Tensor
     dims: int
     num_calls: int
@@ -152,7 +154,7 @@ def variational_bound(
 
     diffusion = previous = torch.zeros(len(x_0), dtype=clean.dtype, device=clean.device)
     profile = torch.zeros(num_kl, dtype=clean.dtype, device=clean.device)
-    squares = torch.zeros_like(profile)
+    squares, kl_sums = torch.zeros_like(profile), torch.zeros_like(profile)
     visits = torch.zeros(schedule.num_steps, dtype=clean.dtype, device=clean.device)
     squared_error = torch.zeros_like(visits)
     differences = [diffusion[:0]]
@@ -175,6 +177,7 @@ def variational_bound(
             kl = _per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p))
             weight = 1 / ((calls - 1) * density[t - 2]).to(kl)
             squares.index_add_(0, row - 1, weight * kl**2)
+            kl_sums.index_add_(0, row - 1, kl)
             length = (eps.to(kl) ** 2).flatten(1).mean(1) - 1
             kl = weight * (kl - size[t - 2].to(kl) * length)
             diffusion = diffusion + kl
@@ -194,6 +197,7 @@ def variational_bound(
         profile=(profile / len(x_0)).double().cpu(),
         second_moment=(squares / len(x_0)).double().cpu(),
         visits=visits.double().cpu(),
+        kl=kl_sums.double().cpu(),
         squared_error=squared_error.double().cpu(),
         dims=x_0[0].numel(),
         num_calls=calls,

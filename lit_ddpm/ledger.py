@@ -43,6 +43,7 @@ class Report:
         num_calls: The number of network calls an image.
         profile: Each KL term for t = 2..T; they sum to the diffusion term.
         visits: How many network calls were at t, for t = 1..T.
+        kl: The mean of each KL term over those calls, t = 2..T, None where there was no call.
         x0_mse: The mean of ``|x0_hat - x_0|^2`` per dimension for t = 1..T, None where there was no call.
     """
 
@@ -53,6 +54,7 @@ class Report:
     num_calls: int
     profile: list[float]
     visits: list[int]
+    kl: list[float | None]
     x0_mse: list[float | None]
 
     def key(self, split: str) -> str:
@@ -112,6 +114,7 @@ class Ledger:
             "profile": (num_steps - 1,),
             "second_moment": (num_steps - 1,),
             "visits": (num_steps,),
+            "kl": (num_steps - 1,),
             "squared_error": (num_steps,),
             "baseline": (2,),
         }
@@ -131,6 +134,7 @@ class Ledger:
             "profile": bound.profile * count,
             "second_moment": bound.second_moment * count,
             "visits": bound.visits,
+            "kl": bound.kl,
             "squared_error": bound.squared_error,
         }
         if baseline is not None:
@@ -179,8 +183,13 @@ class Ledger:
             num_calls=self.num_calls,
             profile=(sums["profile"] / count * scale).tolist(),
             visits=[int(n) for n in sums["visits"]],
-            x0_mse=[float(e / n) if n else None for e, n in zip(sums["squared_error"], sums["visits"], strict=True)],
+            kl=_means(sums["kl"] * scale, sums["visits"][1:]),
+            x0_mse=_means(sums["squared_error"], sums["visits"]),
         )
+
+
+def _means(totals: Tensor, counts: Tensor) -> list[float | None]:
+    return [float(total / count) if count else None for total, count in zip(totals, counts, strict=True)]
 
 
 def histogram_nats(histogram: Tensor, x_0: Tensor) -> Tensor:

@@ -71,13 +71,11 @@ def profile_table(
     """
     profile, visits = np.array(report.profile), np.array(report.visits[1:], float)
     ones = np.ones_like(profile)
-    # An estimate from K calls has each term times (T - 1)/(K - 1), and only where a call was; this is its sum of terms.
-    seen = profile * report.num_images * (report.num_calls - 1) / len(profile)
     rate = report.terms["prior"].value + profile[::-1].cumsum()[::-1] - profile
-    squared = np.array([e if e is not None else 0.0 for e in report.x0_mse[1:]]) * visits
+    kl, squared = (np.array([x or 0.0 for x in column]) * visits for column in (report.kl, report.x0_mse[1:]))
     return {
         "t": bucket_means(np.arange(2, len(profile) + 2), ones),
-        "kl": bucket_means(seen, visits),
+        "kl": bucket_means(kl, visits),
         "kl_training": bucket_means(*training),
         "rate": bucket_means(rate, ones),
         "rmse": np.sqrt(bucket_means(squared, visits)),
