@@ -15,6 +15,11 @@ BAD_INPUT = (ValueError, TypeError, FloatingPointError, OSError, ImportError, Mi
 LIBRARIES = ("lit_ddpm", "lightning", "torch", "jsonargparse")
 
 
+# What jsonargparse says around a reason.
+NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>", "Subclass types")
+NOISE += ("a class path (str)", "a dict with")
+
+
 def stop(message: str) -> NoReturn:
     """Ends the process with one line on the error stream and exit code 2."""
     print(f"lit-ddpm: error: {' '.join(message.split())}", file=sys.stderr)
@@ -69,14 +74,14 @@ def one_sentence(message: str) -> str:
         elif given := re.match(r"Problem with given class_path '(.+)'", text):
             class_path = given[1]
             continue
-        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
-        if text and not text.startswith(noise) and depth > best[0]:
+        if text and not text.startswith(NOISE) and depth > best[0]:
             best = (depth, text, ".".join(name for _, name in setting), class_path)
     _, reason, name, owner = best
     unknown = re.search(r"Option '(\w+)' is not accepted", reason)
     known = _parameters(owner) if unknown else []
     allowed = f"; {owner} takes {', '.join(known)}" if known else ""
-    return f"{name + ': ' if name else ''}{reason}{allowed}"
+    where = name or (owner if owner.rpartition(".")[2] not in reason else "")
+    return f"{where + ': ' if where else ''}{reason}{allowed}"
 
 
 def _parameters(class_path: str) -> list[str]:

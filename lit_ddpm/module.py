@@ -348,13 +348,16 @@ class DDPM(LightningModule):
             self.trainer, self.denoiser, self.decoder, split, num_calls, self._used_moment, histogram
         )
 
-    def on_validation_epoch_start(self) -> None:
-        """Begins an evaluation, of the precision that the last one of this fit allows.
+    def on_validation_start(self) -> None:
+        """Takes what the last validation of this fit found, which makes this one more precise.
 
         A checkpoint keeps what its own validation began with, so that validating it again gives the same numbers.
         """
         if self.trainer.state.fn == "fit":
             self._used_moment = self._found_moment
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins an evaluation."""
         self._evaluation = self.new_evaluation("val")
 
     def on_test_epoch_start(self) -> None:

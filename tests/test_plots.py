@@ -76,10 +76,10 @@ def test_an_estimate_is_near_the_exact_bound_and_knows_what_it_has_not_seen(impo
     table, expected = table_of(estimate), table_of(exact)
     assert sum(estimate.visits) == 2 * 5 * 200
     often = np.array(estimate.visits[1:]) > 20  # importance leaves hardly anything for terms that are nothing
-    assert often.mean() > 0.6
+    assert often.mean() > 0.5
     assert table["rmse"][often] == pytest.approx(expected["rmse"][often], rel=0.25)
     assert np.nanmedian(np.abs(table["kl"] / expected["kl"] - 1)) < 0.2
-    assert table["rate"] == pytest.approx(expected["rate"], rel=0.2, abs=0.01)
+    assert table["rate"] == pytest.approx(expected["rate"], rel=0.2, abs=0.02)
     _, sparse = measured(num_timesteps=3, count=2)
     assert None in sparse.x0_mse
     assert np.isnan(table_of(sparse)["rmse"]).any()
