@@ -16,8 +16,16 @@ LIBRARIES = ("lit_ddpm", "lightning", "torch", "jsonargparse")
 
 
 # What jsonargparse says around a reason.
-NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>", "Subclass types")
-NOISE += ("a class path (str)", "a dict with")
+NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a <class 'NoneType'>",
+    "Subclass types expect",
+    "a class path (str)",
+    "a dict with",
+)
 
 
 def stop(message: str) -> NoReturn:
