@@ -27,6 +27,7 @@ LIGHTNING = {
     "module",
     "data",
     "callbacks",
+    "cli",
     "lightning_cli",
     "trainer",
     "compare",
