@@ -104,6 +104,7 @@ def run_compare(args: Sequence[str]) -> None:
         description="Trains and tests several arms on equal terms and compares them: same initial weights, data order, "
         "timesteps and noise for each seed, same budget. Other flags of `lit-ddpm fit` hold for every arm.",
         allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", action="append", required=True, help="a configuration, or a further one on top")
     known = ", ".join(OBJECTIVES)
