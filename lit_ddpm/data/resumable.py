@@ -21,18 +21,18 @@ class EpochSampler(DistributedSampler[Any]):
 
 @dataclass
 class Progress:
-    """How far a Trainer has come; the beginning if there is none."""
+    """How far a Trainer has come, if there is one."""
 
     trainer: lightning.Trainer | None
 
     @property
-    def epoch(self) -> int:
+    def epoch(self) -> int | None:
         """The epoch, counted from 0."""
-        return self.trainer.current_epoch if self.trainer is not None else 0
+        return self.trainer.current_epoch if self.trainer is not None else None
 
     @property
     def batches(self) -> int:
-        """The batches of the epoch that have been trained on."""
+        """The batches of the epoch that have been trained on; 0 without a Trainer."""
         if self.trainer is None:
             return 0
         of_epoch: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
@@ -64,7 +64,8 @@ class ResumableLoader(DataLoader[Any]):
         # A generator begins with its first batch; when Lightning calls this, it does not know the epoch yet.
         sampler = cast(EpochSampler, self.sampler)
         sampler.skip, self._resume_at = self._resume_at * cast(int, self.batch_size), 0
-        sampler.set_epoch(self._progress.epoch)
+        if (epoch := self._progress.epoch) is not None:  # else whoever loops says it, with `set_epoch`
+            sampler.set_epoch(epoch)
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
