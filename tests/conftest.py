@@ -48,10 +48,18 @@ def _clean_environment(monkeypatch, tmp_path):
     """Each test in a directory of its own, as one process of one, without the seed of another test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    for name in [
-        n for n in os.environ if n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED") or "MASTER_" in n
-    ]:
-        monkeypatch.delenv(name)
+    forget_processes()
+    yield
+    forget_processes()  # before the next test: fixtures of a module are made ahead of this one
+
+
+def forget_processes() -> None:
+    """Removes what a strategy left: with a LOCAL_RANK in it, the environment promises processes that nobody starts."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+    for name in [n for n in os.environ if n in names or "MASTER_" in n]:
+        del os.environ[name]
 
 
 @pytest.fixture
