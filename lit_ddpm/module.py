@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
 from lit_ddpm.compatibility import check_data
 from lit_ddpm.configurable import check_at_least
+from lit_ddpm.data.resumable import Progress
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
 from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction, Variance
 from lit_ddpm.evaluation import BoundEvaluation, Split
@@ -434,8 +435,7 @@ class DDPM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what an image is like, and refuses to save a model that is broken."""
         check_weights_are_finite(self)
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        if self._observed is not None and self._observed[0] < progress.processed:
+        if self._observed is not None and self._observed[0] < Progress(self.trainer).batches:
             self._learn()
         checkpoint["image_shape"] = None if self.image_shape is None else list(self.image_shape)
         checkpoint["levels"] = self._data_levels

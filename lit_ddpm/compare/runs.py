@@ -174,12 +174,10 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     data.setup("fit")
     data.setup("test")
     batch, images = data.batch_size, len(data.test_dataloader()) * data.eval_batch_size
-    x_0 = torch.rand(batch, *data.image_shape) * 2 - 1
-    cond = {} if module.num_classes is None else {"label": torch.zeros(batch, dtype=torch.int64)}
     device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
     module.to(device)
-    cond = {name: x.to(device) for name, x in cond.items()}
-    x_0 = x_0.to(device)
+    x_0 = torch.rand(batch, *data.image_shape, device=device) * 2 - 1
+    cond = {} if module.num_classes is None else {"label": torch.zeros(batch, dtype=torch.int64, device=device)}
 
     def train() -> None:
         pred = module.denoiser.predict(x_0, torch.randint(2, T + 1, (batch,)), torch.randn_like(x_0), **cond)
