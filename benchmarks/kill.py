@@ -1,6 +1,6 @@
 """Kills fits with SIGKILL at random moments, goes on from what they left, and compares with one that was left alone.
 
-python -m benchmarks.kill --kills 50
+python -m benchmarks kill --kills 50
 
 A fit of the digits by the command, with averaged weights, dropout, a learning-rate schedule, importance-sampled
 timesteps and accumulated gradients, that writes a checkpoint every step; every other time on two processes. Prints how

@@ -38,6 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", ".*recommended to use `Trainer\\(devices=1.*")  # repetitions are left out
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is of all processes already
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     try:
         arguments = list(sys.argv[1:] if args is None else args)

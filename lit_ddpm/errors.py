@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-# What this package, Lightning, torch and jsonargparse raise for bad input. A RuntimeError is not among them: it may be
-# a mistake in a program, whose traceback somebody needs.
+# What this package, Lightning, torch and jsonargparse raise for bad input. A RuntimeError may be a mistake in a
+# program, whose traceback somebody needs, and so counts only where Lightning's Trainer reads its settings.
 BAD_INPUT = (ValueError, TypeError, FloatingPointError, OSError, ImportError, MisconfigurationException)
 LIBRARIES = ("lit_ddpm", "lightning", "torch", "jsonargparse")
+TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
 
 
 # What jsonargparse says around a reason.
@@ -40,6 +41,8 @@ def is_about_input(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    if isinstance(error, RuntimeError):
+        return module.startswith(TRAINER_SETTINGS)
     return isinstance(error, BAD_INPUT) and (isinstance(error, OSError) or module.split(".")[0] in LIBRARIES)
 
 

@@ -2,41 +2,38 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
 from lit_ddpm.compatibility import check_data
-from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.resumable import Progress
 from lit_ddpm.decoder import Decoder, DiscretizedGaussian
 from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction, Variance
 from lit_ddpm.evaluation import BoundEvaluation, Split
+from lit_ddpm.hardware import faster_with
 from lit_ddpm.ledger import TERMS, Report
 from lit_ddpm.nn.unet import UNet
 from lit_ddpm.objective import Objective, PredictionMSE, kl_forms
+from lit_ddpm.optimization import Optimization
 from lit_ddpm.parametrization import EpsParametrization, Parametrization
 from lit_ddpm.run_directory import run_directory
 from lit_ddpm.sampler import AncestralSampler, Sampler
 from lit_ddpm.schedule import LinearSchedule, Schedule
 from lit_ddpm.seeding import reseed, training_seed
+from lit_ddpm.sharding import hold_whole, shard
 from lit_ddpm.timestep import TimestepSampler, UniformTimesteps
 
-SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-"""Strategies that give each process a share of the weights."""
 OF_THE_MACHINE = ["compile", "channels_last"]
 """Arguments that make no other model, and so belong to each command rather than to a checkpoint."""
 
 
-class DDPM(LightningModule):
+class DDPM(Optimization):
     """A denoising diffusion model to train, measure and sample with Lightning.
 
     Every slot has a default: together, the model of Ho et al. 2020 (eps, the uniform eps-MSE, 1,000 linear steps) with
@@ -95,7 +92,7 @@ class DDPM(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler, max_skipped_steps)
         self._save_arguments()
         self.denoiser = Denoiser(
             network if network is not None else UNet(),
@@ -107,6 +104,7 @@ class DDPM(LightningModule):
         self.objective = objective if objective is not None else PredictionMSE()
         self.objective.check(self.denoiser)
         self.timesteps = timesteps if timesteps is not None else UniformTimesteps()
+        self._compiled, self._channels_last = compile, channels_last
         if channels_last:
             self.denoiser.network.to(memory_format=torch.channels_last)
         if compile:
@@ -117,8 +115,6 @@ class DDPM(LightningModule):
         if num_val_timesteps is not None and num_val_timesteps < 2:
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all.")
         self.num_val_timesteps = num_val_timesteps
-        check_at_least(self, 0, max_skipped_steps=max_skipped_steps)
-        self.max_skipped_steps = max_skipped_steps
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout = {label_dropout} must be in [0, 1).")
         if label_dropout > 0 and self.num_classes is None:
@@ -129,13 +125,10 @@ class DDPM(LightningModule):
         self.image_shape: tuple[int, ...] | None = None
         self.averaged = False
         self.trained_steps = 0
-        self.skipped_steps = 0
         self.last_kl: tuple[Tensor, Tensor] | None = None
         self.last_report: Report | None = None
         self._data_levels: int | None = None
         self._observed: tuple[int, Tensor, Tensor] | None = None  # batch index, timesteps and losses
-        self._make_optimizer = _Factory(optimizer)
-        self._make_lr_scheduler = None if lr_scheduler is None else _Factory(lr_scheduler)
         # The second moments of the KL terms that the last validation found, and those that it began with.
         self._found_moment: Tensor | None = None
         self._used_moment: Tensor | None = None
@@ -227,18 +220,10 @@ class DDPM(LightningModule):
         shape = getattr(data, "image_shape", None)
         self.image_shape = self.image_shape if shape is None else tuple(shape)
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer over all trainable parameters, and its scheduler if there is one."""
-        optimizer = self._make_optimizer(p for p in self.parameters() if p.requires_grad)
-        if self._make_lr_scheduler is None:
-            return optimizer
-        scheduler = self._make_lr_scheduler(optimizer)
-        if (rate := min(group["lr"] for group in optimizer.param_groups)) < 0:  # of which some schedulers say nothing
-            raise ValueError(f"lr_scheduler makes the learning rate {rate:g}, which must not be negative.")
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
-        return {"optimizer": optimizer, "lr_scheduler": config}
+    def configure_model(self) -> None:
+        """Shards the network if there is a `ModelParallelStrategy`, which sets `device_mesh`."""
+        if self.device_mesh is not None:
+            shard(self.denoiser.network, self.device_mesh["data_parallel"])
 
     # --- training
 
@@ -263,7 +248,7 @@ class DDPM(LightningModule):
         if self.timesteps.learns:
             self._observed = (batch_idx, *self._of_all_processes(t, losses.detach()))
         loss = (weight.to(losses) * losses).mean()
-        self._last_losses = (t, losses.detach())
+        self.last_losses = (t, losses.detach())
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x_0))
         self.log_dict(self._both_forms(pred, weight), batch_size=len(x_0))
         return loss.float()
@@ -297,35 +282,12 @@ class DDPM(LightningModule):
             values["train/form_gap"] = ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max()
         return values
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leaves a step out whose gradients are not finite, up to `max_skipped_steps` of them.
-
-        Raises:
-            FloatingPointError: If there were more.
-        """
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # which looks for the right scale by leaving steps out, and does so itself
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        finite = bool(torch.isfinite(norm))
-        if isinstance(self.trainer.strategy, SHARDED):  # where a process sees its own share alone
-            finite = self.trainer.strategy.reduce_boolean_decision(finite)
-        if finite:
-            return
-        optimizer.zero_grad(set_to_none=True)
-        self.skipped_steps += 1
-        self.log("train/skipped_steps", float(self.skipped_steps))
-        t, losses = self._last_losses
-        timesteps = sorted(set(t[~torch.isfinite(losses).cpu()].tolist()))[:8]
-        where = (
-            f"step {self.global_step}, at learning rate {optimizer.param_groups[0]['lr']:g}"
-            f"{f', for the losses at t = {timesteps}' if timesteps else ''}"
-        )
-        if self.skipped_steps > self.max_skipped_steps:
-            raise FloatingPointError(
-                f"the gradients are not finite at {where}: training stopped, since max_skipped_steps = "
-                f"{self.max_skipped_steps} of such steps were left out before; checkpoints are kept."
-            )
-        rank_zero_warn(f"The gradients are not finite at {where}: this step is left out.")
+    def on_fit_start(self) -> None:
+        """Says in one line what would be faster on this machine; it changes nothing by itself."""
+        overlays = faster_with(self.trainer, self._compiled, self._channels_last)
+        if overlays:
+            names = " ".join(f"--config configs/trainer/{name}.yaml" for name in overlays)
+            rank_zero_info(f"On this machine training would be faster with {names}")
 
     def on_train_start(self) -> None:
         """The weights that training goes on from are no average, whatever the checkpoint's were."""
@@ -354,8 +316,21 @@ class DDPM(LightningModule):
 
         A checkpoint keeps what its own validation began with, so that validating it again gives the same numbers.
         """
+        hold_whole(self.denoiser.network, True)
         if self.trainer.state.fn == "fit":
             self._used_moment = self._found_moment
+
+    def on_validation_end(self) -> None:
+        """Goes back to a share of the weights, if they are sharded."""
+        hold_whole(self.denoiser.network, False)
+
+    def on_test_start(self) -> None:
+        """Takes the whole network, if it is sharded."""
+        hold_whole(self.denoiser.network, True)
+
+    def on_predict_start(self) -> None:
+        """Takes the whole network, if it is sharded."""
+        hold_whole(self.denoiser.network, True)
 
     def on_validation_epoch_start(self) -> None:
         """Begins an evaluation."""
@@ -445,7 +420,8 @@ class DDPM(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the weights fit the network, and restores what an image is like."""
-        check_weights_fit(self, checkpoint)
+        if "state_dict" in checkpoint:  # which a strategy that shards has loaded itself
+            check_weights_fit(self, checkpoint)
         shape = checkpoint.get("image_shape")
         self.image_shape = self.image_shape if shape is None else tuple(shape)
         if checkpoint.get("timesteps"):
@@ -456,16 +432,3 @@ class DDPM(LightningModule):
         self.averaged = "weights" in checkpoint
         self.trained_steps = checkpoint.get("global_step", 0)
         self._data_levels = checkpoint.get("levels")
-
-
-class _Factory:
-    """A function that a deep copy shares: from the command line it holds the whole of it, processes and all."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = make
-
-    def __call__(self, argument: Any) -> Any:
-        return self.make(argument)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Factory":
-        return self

@@ -8,14 +8,14 @@ import lit_ddpm
 PACKAGE = Path(lit_ddpm.__file__).parent
 # Each room may import from the rooms on lines above its own, and from itself.
 ORDER = [
-    {"configurable", "seeding"},
+    {"configurable", "seeding", "sharding", "hardware"},
     {"schedule"},
     {"gaussian"},
     {"parametrization"},
     {"denoiser", "decoder", "timestep"},
     {"objective", "elbo", "sampler"},
     {"compatibility", "ledger", "nn", "data", "features", "metrics", "run_directory", "checkpoint"},
-    {"evaluation", "plots"},
+    {"evaluation", "plots", "optimization"},
     {"module"},
     {"callbacks"},
     {"errors", "trainer"},
@@ -35,6 +35,9 @@ LIGHTNING = {
     "checkpoint",
     "errors",
     "evaluation",
+    "hardware",
+    "optimization",
+    "sharding",
 }
 
 

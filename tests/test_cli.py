@@ -71,6 +71,8 @@ def test_every_shipped_config_runs(config, monkeypatch):
         write_mnist("data") if name == "MNIST" else write_cifar("data", monkeypatch)
         monkeypatch.setattr(InceptionFeatures, "load", lambda self: SmallInception())
         small = ["--model.network.width=32", "--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=10"]
+    if "fsdp" in config:
+        small = ["--trainer.devices=1", "--trainer.strategy.data_parallel_size=1", "--trainer.accelerator=cpu"]
     if "compile" in config:
         monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
     main(["fit", *base, "--config", str(CONFIGS / config), *small, "--trainer.fast_dev_run=true"])
@@ -272,6 +274,7 @@ INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
             [*METRICS, "--trainer.callbacks.extractor=InceptionFeatures", *INCEPTION],
             r"weights_path = nowhere.pth of InceptionFeatures: there is no such file",
         ),
+        ([*DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.EMA"], "more than one stateful callback of type `EMA`"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "ckpt_path = nowhere.ckpt: there is no such file"),
         (["train"], "train.*fit.*predict"),
@@ -380,23 +383,49 @@ def lit_ddpm(*args, timeout=240):
     )
 
 
-def test_two_processes_from_the_command_line(run, monkeypatch, tmp_path):
-    """A fit and a test with strategy ddp, which starts a second process of the command; one process gives the same."""
-    settings = [*SMALL, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--data.batch_size=32"]
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    done = lit_ddpm(
-        *DIGITS, *settings, *two, "--trainer.check_val_every_n_epoch=1", "--trainer.callbacks.every_n_epochs=1"
-    )
+TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+SHORT = [*SMALL, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--data.batch_size=32"]
+SHORT += ["--trainer.check_val_every_n_epoch=1"]
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """The directory of a fit with strategy ddp, which starts a second process of the command."""
+    place = tmp_path_factory.mktemp("two") / "run"
+    directory = f"--trainer.default_root_dir={place}"
+    done = lit_ddpm(*DIGITS, *SHORT, *TWO, "--trainer.strategy=ddp", "--trainer.callbacks.every_n_epochs=1", directory)
     assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_two_processes_measure_what_one_does(run_of_two):
     results = []
-    for devices in (two, ["--trainer.devices=1", "--trainer.strategy=auto"]):
-        done = lit_ddpm(
-            "test", "--ckpt_path", "runs/digits/checkpoints/best.ckpt", *devices, "--data.eval_batch_size=77"
-        )
+    for devices in ([*TWO, "--trainer.strategy=ddp"], ["--trainer.devices=1", "--trainer.strategy=auto"]):
+        checkpoint = str(run_of_two / "checkpoints" / "best.ckpt")
+        done = lit_ddpm("test", "--ckpt_path", checkpoint, *devices, "--data.eval_batch_size=77")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("per-pixel histogram") == 1
-        results.append(json.loads(Path("runs/digits/ledger.json").read_text())["terms"]["total"]["value"])
+        results.append(json.loads((run_of_two / "ledger.json").read_text())["terms"]["total"]["value"])
     assert results[0] == pytest.approx(results[1], abs=1e-5)
+
+
+def test_sharded_weights_learn_what_whole_ones_learn(run_of_two):
+    """The first process alone draws the pictures, so the processes call the network unequally often."""
+    done = lit_ddpm(*DIGITS, *SHORT, "--config", str(CONFIGS / "trainer" / "fsdp.yaml"), *TWO)
+    assert done.returncode == 0, done.stderr
+    assert list(Path("runs/digits/samples").glob("*.png"))
+    sharded = torch.load("runs/digits/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    whole = torch.load(run_of_two / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+    assert sharded.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(sharded[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_averages_of_sharded_weights_are_refused(capsys):
+    one = ["--trainer.devices=1", "--trainer.strategy.data_parallel_size=1", "--trainer.accelerator=cpu"]
+    sharded = ["--config", str(CONFIGS / "trainer" / "fsdp.yaml"), "--trainer.callbacks=EMA", *one]
+    line = error_of(capsys, ["fit", "--config", str(CONFIGS / "digits.yaml"), *sharded])
+    assert "EMA does not work with ModelParallelStrategy, which shards the weights: train without EMA" in line
 
 
 MY_PACKAGE = """

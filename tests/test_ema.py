@@ -1,5 +1,7 @@
 """Every row of what is known to go wrong with averaged weights."""
 
+import warnings
+
 import lightning
 import pytest
 import torch
@@ -189,6 +191,12 @@ def test_a_second_fit_goes_on_from_the_raw_weights():
     run.fit(module, digits())
     assert torch.equal(first.weight, raw)
     assert not torch.equal(weight(module), average)
+
+
+def test_lightning_does_not_warn_of_sharding_that_is_not_there():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*configure_model.*")
+        trainer(max_epochs=1, callbacks=[EMA()]).fit(tiny_module(), digits())
 
 
 def test_sharded_strategies_and_bad_decays_are_refused():

@@ -8,10 +8,10 @@ import torch
 import torch_fidelity
 from helpers import digits
 from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.transforms.v2.functional import to_pil_image
 
 from benchmarks import digits_classifier
+from benchmarks.memory import random_inception
 from lit_ddpm.data import to_float, to_uint8
 from lit_ddpm.features import DigitsFeatures, InceptionFeatures, extract, identity_of, name_of, resize_of
 from lit_ddpm.metrics import RealStatistics, sample_metrics
@@ -26,20 +26,13 @@ def pictures(count, seed, channels=3):
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
-    """Weights of Inception's architecture, random, with activations of about one in every layer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *args, **kw: {})
-        patch.setattr(nn.Module, "load_state_dict", lambda *args, **kwargs: None)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, generator=generator)
+    """Weights of Inception's architecture, random."""
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
+    network = random_inception(path)
     # Classes that tell the pictures apart: not by what all of them have in common.
     common = nn.functional.normalize(network.eval()(pictures(8, seed=5))[0].mean(0), dim=0)
     weight = network.fc.weight.data
     weight.copy_(100 * (weight - (weight @ common)[:, None] * common))
-    path = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save(network.state_dict(), path)
     return str(path)
 

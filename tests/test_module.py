@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import TinyNetwork
 from helpers import Few, compile_without_code, digits, tiny_module, trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lit_ddpm import (
@@ -264,6 +265,23 @@ def test_too_many_steps_that_are_not_finite_stop_training_and_a_good_checkpoint_
     kept = torch.load(path, weights_only=True)
     assert kept["global_step"] == 6
     assert all(bool(torch.isfinite(weight).all()) for weight in kept["state_dict"].values())
+
+
+def test_in_float16_a_step_counts_only_when_no_scale_is_left_to_try():
+    """Losses are scaled as on a GPU; the scale begins at 2 ** 16 and each overflow halves it."""
+    module = tiny_module()
+    precision = MixedPrecision("16-mixed", device="cpu")
+    trainer(max_epochs=1, callbacks=[Explode({1, 2})], plugins=[precision]).fit(module, digits())
+    assert precision.scaler.get_scale() == 2**14
+    assert module.skipped_steps == 0
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+
+    run = trainer(max_epochs=5, callbacks=[Explode(range(100))], plugins=[MixedPrecision("16-mixed", device="cpu")])
+    with pytest.raises(FloatingPointError, match=r"not finite at step 18, .*max_skipped_steps = 2 "):
+        run.fit(tiny_module(max_skipped_steps=2), digits())
+
+
+def test_max_skipped_steps_is_not_negative():
     with pytest.raises(ValueError, match="max_skipped_steps = -1"):
         tiny_module(max_skipped_steps=-1)
 
@@ -461,3 +479,42 @@ def test_compiled_and_channels_last_modules_share_their_checkpoints_with_plain_o
     for name in ("plain", "fast"):
         assert bounds[name, True] == pytest.approx(bounds[name, False], abs=1e-5)
     assert bounds["plain", True] == pytest.approx(bounds["fast", True], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "settings", "precision", "said"),
+    [
+        ({"avx512_bf16": True}, {}, "32-true", "with --config configs/trainer/bf16.yaml"),
+        ({}, {}, "32-true", "with --config configs/trainer/channels_last.yaml"),
+        ({}, {"channels_last": True}, "32-true", None),
+        ({"avx512_bf16": True}, {}, "bf16-mixed", None),
+    ],
+)
+def test_a_fit_says_what_would_be_faster(monkeypatch, capsys, caplog, capabilities, settings, precision, said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0)
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        run.fit(tiny_module(**settings), digits())
+    assert run.precision == precision
+    lines = [message for message in caplog.messages if "would be faster" in message]
+    assert (lines[0].endswith(said), len(lines)) == (True, 1) if said else not lines
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_as_lightning_clips_them(precision):
+    """By a norm that is known already; Lightning refuses a fused optimizer in mixed precision."""
+
+    class Usual(DDPM):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    weights = []
+    for kind, fused in ((DDPM, True), (DDPM, False), (Usual, False)):
+        module = tiny_module(kind, optimizer=lambda params, fused=fused: torch.optim.SGD(params, lr=1, fused=fused))
+        trainer(max_epochs=1, gradient_clip_val=1e-3, precision=precision).fit(module, digits())
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2])
+    unclipped = tiny_module(optimizer=lambda params: torch.optim.SGD(params, lr=1))
+    trainer(max_epochs=1, precision=precision).fit(unclipped, digits())
+    assert not torch.equal(torch.cat([p.detach().flatten() for p in unclipped.parameters()]), weights[1])

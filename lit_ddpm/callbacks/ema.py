@@ -1,5 +1,6 @@
 """The exponential moving average of the weights."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ddpm.module import DDPM, SHARDED
+from lit_ddpm.module import DDPM
+from lit_ddpm.sharding import SHARDED
 
 
 class EMA(WeightAveraging):
@@ -56,7 +58,10 @@ class EMA(WeightAveraging):
         if stage == "fit" and self._swapped:
             self._swap_models(pl_module)
         elif stage == "fit":
-            super().setup(trainer, pl_module, stage)
+            with warnings.catch_warnings():
+                # DDPM overrides it to shard, which is refused above.
+                warnings.filterwarnings("ignore", ".*overrides the configure_model callback.*")
+                super().setup(trainer, pl_module, stage)
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
