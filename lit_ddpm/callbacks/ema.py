@@ -38,6 +38,7 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
         self.raw_bound = raw_bound
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averages, and the weights they are of
         self._swapped = False  # whether the module holds the average, and the average model the raw weights
 
     def decay_at(self, num_steps: int) -> float:
@@ -58,10 +59,32 @@ class EMA(WeightAveraging):
         if stage == "fit" and self._swapped:
             self._swap_models(pl_module)
         elif stage == "fit":
+            self._pairs = None
+            self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
             with warnings.catch_warnings():
                 # DDPM overrides it to shard, which is refused above.
                 warnings.filterwarnings("ignore", ".*overrides the configure_model callback.*")
                 super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Averages if there was an optimizer step: all weights at once, without waiting for the device."""
+        average = self._average_model
+        if average is None or trainer.global_step <= self._latest_update_step:
+            return
+        if self._pairs is None:  # Lightning knows whether this is the first of all steps, which is taken as it is
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._pairs = list(average.module.parameters()), list(pl_module.parameters())
+            self._has_buffers = any(True for _ in pl_module.buffers())
+            return
+        with torch.no_grad():
+            self._average(*self._pairs, average.n_averaged)
+            if self._has_buffers:  # which are not averaged
+                for ours, theirs in zip(average.module.buffers(), pl_module.buffers(), strict=True):
+                    ours.copy_(theirs)
+        average.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
