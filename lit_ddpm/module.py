@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -284,7 +285,8 @@ class DDPM(Optimization):
 
     def on_fit_start(self) -> None:
         """Says in one line what would be faster on this machine; it changes nothing by itself."""
-        overlays = faster_with(self.trainer, self._compiled, self._channels_last)
+        num_pixels = math.prod(self.image_shape[1:]) if self.image_shape is not None else 0
+        overlays = faster_with(self.trainer, num_pixels, self._compiled, self._channels_last)
         if overlays:
             names = " ".join(f"--config configs/trainer/{name}.yaml" for name in overlays)
             rank_zero_info(f"On this machine training would be faster with {names}")

@@ -15,8 +15,9 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     The layers are the members of the network's module lists, which are gathered one after another as they are called;
     what is in no list is gathered once a step.
     """
-    layers = [layer for module in network.modules() if isinstance(module, nn.ModuleList) for layer in module]
-    for module in [*reversed(layers), network]:
+    members = [member for module in network.modules() if isinstance(module, nn.ModuleList) for member in module]
+    layers = [member for member in members if not isinstance(member, nn.ModuleList)]
+    for module in [*reversed(layers), network]:  # the inner ones first
         if not isinstance(module, FSDPModule):
             fully_shard(module, mesh=mesh)
 

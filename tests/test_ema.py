@@ -193,6 +193,16 @@ def test_a_second_fit_goes_on_from_the_raw_weights():
     assert not torch.equal(weight(module), average)
 
 
+def test_a_subclass_decides_when_to_average():
+    class Late(EMA):
+        def should_update(self, step_idx=None, epoch_idx=None):
+            return step_idx is not None and step_idx >= 5
+
+    late = Late(0.9)
+    trainer(callbacks=[late]).fit(tiny_module(), digits())
+    assert int(late._average_model.n_averaged) == 3  # of 8 steps
+
+
 def test_lightning_does_not_warn_of_sharding_that_is_not_there():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*configure_model.*")

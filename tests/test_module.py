@@ -482,19 +482,23 @@ def test_compiled_and_channels_last_modules_share_their_checkpoints_with_plain_o
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "settings", "precision", "said"),
+    ("capabilities", "size", "settings", "precision", "said"),
     [
-        ({"avx512_bf16": True}, {}, "32-true", "with --config configs/trainer/bf16.yaml"),
-        ({}, {}, "32-true", "with --config configs/trainer/channels_last.yaml"),
-        ({}, {"channels_last": True}, "32-true", None),
-        ({"avx512_bf16": True}, {}, "bf16-mixed", None),
+        ({"avx512_bf16": True}, 28, {}, "32-true", "with --config configs/trainer/bf16.yaml"),
+        ({}, 28, {}, "32-true", "with --config configs/trainer/channels_last.yaml"),
+        ({}, 28, {"channels_last": True}, "32-true", None),
+        ({"avx512_bf16": True}, 28, {}, "bf16-mixed", None),
+        ({"avx512_bf16": True}, 8, {}, "32-true", None),
     ],
 )
-def test_a_fit_says_what_would_be_faster(monkeypatch, capsys, caplog, capabilities, settings, precision, said):
+def test_a_fit_says_what_would_be_faster(monkeypatch, caplog, capabilities, size, settings, precision, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0)
+    module = tiny_module(**settings)
+    module.image_shape = (1, size, size)
+    images = torch.zeros(4, 1, size, size)
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
-        run.fit(tiny_module(**settings), digits())
+        run.fit(module, torch.utils.data.DataLoader(images, batch_size=2))
     assert run.precision == precision
     lines = [message for message in caplog.messages if "would be faster" in message]
     assert (lines[0].endswith(said), len(lines)) == (True, 1) if said else not lines

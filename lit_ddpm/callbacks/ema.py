@@ -70,8 +70,8 @@ class EMA(WeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Averages if there was an optimizer step: all weights at once, without waiting for the device."""
-        average = self._average_model
-        if average is None or trainer.global_step <= self._latest_update_step:
+        average, step = self._average_model, trainer.global_step
+        if average is None or step <= self._latest_update_step or not self.should_update(step_idx=step - 1):
             return
         if self._pairs is None:  # Lightning knows whether this is the first of all steps, which is taken as it is
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -84,7 +84,7 @@ class EMA(WeightAveraging):
                 for ours, theirs in zip(average.module.buffers(), pl_module.buffers(), strict=True):
                     ours.copy_(theirs)
         average.n_averaged += 1
-        self._latest_update_step = trainer.global_step
+        self._latest_update_step = step
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
