@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.programmes import Contestant, Ours, Setting
+from benchmarks.programmes import Contestant, Ours, Setting, write_images
 from benchmarks.report import machine, ratios, save, spread, table
-from benchmarks.throughput import in_turns, write_images
+from benchmarks.throughput import in_turns, random_images
 
 SLOW = ("memory", "fused", "foreach", "sdpa")
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--json", help="a file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = write_images(Path(place) / "images")
+        folder = write_images(Path(place) / "images", random_images())
         all_of_them = {
             name: Contestant(Ours.name, Setting(folder, width=args.width, **settings))
             for name, settings in rungs(args.compile).items()

@@ -18,6 +18,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class _Ticks:
 
     @property
     def durations(self) -> list[float]:
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.times)]
 
 
 class Ours(Programme):
@@ -415,6 +416,16 @@ class Contestant:
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         return usage.ru_maxrss / 2**20
+
+
+def write_images(folder: Path, images: Tensor) -> str:
+    """Writes images, uint8 ``[N, C, H, W]``, as PNG files into a new folder, and returns its name."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        to_pil_image(image).save(folder / f"{number:05d}.png")
+    return str(folder)
 
 
 def quiet() -> None:

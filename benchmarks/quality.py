@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.io import write_png
 from torchvision.utils import save_image
 
 from benchmarks.mnist_files import MNISTFiles
-from benchmarks.programmes import DenoisingDiffusionPytorch, Diffusers, Ours, Programme, Setting, quiet
+from benchmarks.programmes import DenoisingDiffusionPytorch, Diffusers, Ours, Programme, Setting, quiet, write_images
 from benchmarks.report import machine, save, table
 from lit_ddpm import (
     BetaSchedule,
@@ -131,14 +130,6 @@ def classifier(images: Tensor, labels: Tensor) -> nn.Sequential:
     return network.eval()
 
 
-def write(folder: Path, images: Tensor) -> str:
-    """The images as PNG files."""
-    folder.mkdir()
-    for number, image in enumerate(images):
-        write_png(image, str(folder / f"{number:05d}.png"))
-    return str(folder)
-
-
 def main() -> None:
     """Trains, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,7 +153,7 @@ def main() -> None:
 
     rows, results = [], {}
     with tempfile.TemporaryDirectory() as place:
-        folder = write(Path(place) / "train", train)
+        folder = write_images(Path(place) / "train", train)
         makers: dict[str, Callable[[], Programme]] = {
             Ours.name: lambda: OurDefaults(Setting(folder, 32, 1, batch_size=32, precision="bf16-mixed")),
             Diffusers.name: lambda: Diffusers(Setting(folder, 32, 1, batch_size=16, precision="bf16-mixed"), **GUIDE),

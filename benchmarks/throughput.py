@@ -11,27 +11,24 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.io import write_png
+from torch import Tensor
 
-from benchmarks.programmes import PROGRAMMES, Contestant, Diffusers, Ours, Setting
+from benchmarks.programmes import PROGRAMMES, Contestant, Diffusers, Ours, Setting, write_images
 from benchmarks.report import machine, ratios, save, spread, table
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def write_images(folder: Path, count: int = 512, size: int = 32) -> str:
-    """Random pictures as PNG files."""
-    folder.mkdir(parents=True)
+def random_images(count: int = 512, size: int = 32) -> Tensor:
+    """Smooth random pictures, uint8 ``[count, 3, size, size]``."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, size // 4, size // 4, generator=generator)
-    images = (255 * torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)).to(torch.uint8)
-    for number, image in enumerate(images):
-        write_png(image, str(folder / f"{number:05d}.png"))
-    return str(folder)
+    return (255 * torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)).to(torch.uint8)
 
 
 def channels_last(precision: str) -> bool:
@@ -46,14 +43,7 @@ def contestants(folder: str, width: int, compiled: bool) -> dict[str, Contestant
         setting = Setting(folder, width=width, precision=precision, channels_last=channels_last(precision))
         found |= {f"{name}, {precision}": Contestant(name, setting) for name in PROGRAMMES}
     if compiled:
-        setting = Setting(
-            folder,
-            width=width,
-            precision="bf16-mixed",
-            channels_last=channels_last("bf16-mixed"),
-            compile=True,
-        )
-        found[f"{Ours.name}, bf16-mixed, compiled"] = Contestant(Ours.name, setting)
+        found[f"{Ours.name}, {precision}, compiled"] = Contestant(Ours.name, replace(setting, compile=True))
     return found
 
 
@@ -112,7 +102,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     print(f"{machine()}\n")
     with tempfile.TemporaryDirectory() as place:
-        folder = write_images(Path(place) / "images")
+        folder = write_images(Path(place) / "images", random_images())
         for width in args.widths:
             all_of_them = contestants(folder, width, args.compile)
             sizes = {name: all_of_them[f"{name}, {PRECISIONS[0]}"].ask("size") for name in PROGRAMMES}
