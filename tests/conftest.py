@@ -21,6 +21,10 @@ from lit_ddpm import (
     X0Parametrization,
 )
 
+# Two workers share the cores; and a process that forks must have no threads of OpenMP, for which its child would wait.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 PARAMETRIZATIONS = [X0Parametrization(), EpsParametrization(), VParametrization(), MeanParametrization()]
 
 with warnings.catch_warnings():
@@ -60,15 +64,6 @@ def forget_processes() -> None:
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
     for name in [n for n in os.environ if n in names or "MASTER_" in n]:
         del os.environ[name]
-
-
-@pytest.fixture
-def forks():
-    """For tests whose processes fork: OpenMP's threads do not survive that, and the child would wait for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=SCHEDULES, ids=str)

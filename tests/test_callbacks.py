@@ -57,7 +57,6 @@ def test_a_trajectory_of_few_steps_shows_all_of_them():
     assert len(images) == 2 * 3
 
 
-@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_grid_is_the_same_on_any_number_of_processes(devices):
     grids = []
@@ -175,7 +174,6 @@ def test_samples_that_were_cut_off_go_on_where_they_were(tmp_path):
         predict(module, tmp_path / "a", 30)
 
 
-@pytest.mark.usefixtures("forks")
 def test_samples_are_shared_among_processes(tmp_path):
     module = tiny_module()
     module.image_shape = (1, 8, 8)

@@ -228,7 +228,6 @@ def test_last_kl_is_the_kl_of_the_batch():
     assert torch.equal(module.last_kl[1], kl_forms(module.denoiser, pred.select(torch.tensor([1, 2])))[0])
 
 
-@pytest.mark.usefixtures("forks")
 def test_the_profile_is_the_same_on_two_processes():
     tables = []
     for count in (1, 2):

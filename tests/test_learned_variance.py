@@ -259,7 +259,6 @@ def test_what_was_learnt_is_in_the_checkpoint_and_goes_on():
         assert torch.equal(value, rest.state_dict()[name])
 
 
-@pytest.mark.usefixtures("forks")
 def test_processes_learn_from_the_losses_of_all(tmp_path):
     class Save(Callback):
         def on_fit_end(self, trainer, pl_module):

@@ -50,7 +50,9 @@ class Recorder(lightning.Callback):
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
-@pytest.mark.parametrize("objective", [PosteriorKL(), X0MSE(), X0MSE(KLWeighting()), PredictionMSE()], ids=str)
+@pytest.mark.parametrize(
+    "objective", [PosteriorKL(), X0MSE(), X0MSE(KLWeighting()), PredictionMSE()], ids=lambda o: type(o).__name__
+)
 def test_every_step_calls_the_network_once_and_logs_both_forms(objective, variance):
     recorder = Recorder()
     trainer(callbacks=recorder, max_steps=3, max_epochs=-1).fit(
@@ -140,7 +142,6 @@ def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
     assert not torch.equal(whole._used_moment, whole._found_moment)
 
 
-@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("devices", [2, 3, 4])
 def test_the_bound_is_the_same_on_any_number_of_processes(devices):
     """50 images on 3 processes in batches of 7: a repeated image makes the shares equal, and must not count."""

@@ -157,7 +157,6 @@ def test_a_checkpoint_can_go_by_the_fid_in_every_epoch():
 # --- the same whatever the processes, and no influence
 
 
-@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("devices", [2, 3])
 def test_figures_are_the_same_on_any_number_of_processes(devices):
     found = []
