@@ -6,10 +6,7 @@ of random weights, for two short epochs with a validation after each; with `Samp
 """
 
 import argparse
-import csv
 import hashlib
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from benchmarks.fits import fit
 from benchmarks.loading import CIFARSized
 from lit_ddpm.data import ImageTensors
 
@@ -88,15 +86,7 @@ def settings(name: str, place: Path, measured: bool) -> dict[str, Any]:
 
 def peak(name: str, place: Path, measured: bool) -> float:
     """The peak memory of a fit, in GiB."""
-    config = settings(name, place, measured)
-    file = place / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    subprocess.run(
-        [sys.executable, "-m", "lit_ddpm", "fit", "--config", str(file)], check=True, stdout=subprocess.DEVNULL
-    )
-    with (Path(config["trainer"]["default_root_dir"]) / "metrics.csv").open() as log:
-        values = [row["perf/peak_memory_gib"] for row in csv.DictReader(log)]
-    return max(float(value) for value in values if value)
+    return max(fit(settings(name, place, measured), place / "config.yaml")["perf/peak_memory_gib"])
 
 
 def main() -> None:

@@ -1,0 +1,68 @@
+"""The programmes under benchmarks/ start, and compute what their tables say."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import report
+from benchmarks.kernels import Convolutions, kind_of
+from lit_ddpm import UNet
+
+NAMES = [p.stem for p in Path(report.__file__).parent.glob("[!_]*.py") if "ArgumentParser" in p.read_text()]
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_each_says_what_it_does(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert f"benchmarks {name}" in out or f"benchmarks.{name}" in out
+
+
+def test_an_unknown_one_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
+    with pytest.raises(SystemExit, match=r"usage: python -m benchmarks \{.*throughput\}"):
+        runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+
+
+def test_ratios_are_those_of_neighbours():
+    """A machine that slows down between rounds changes no ratio."""
+    assert report.ratios([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == "2.00 (2.00 to 2.00)"
+    assert report.spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
+    assert report.table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_convolutions_alone_are_those_of_the_network(precision):
+    network = UNet(1, width=8, num_blocks=1)
+    alone = Convolutions(network, torch.randn(2, 1, 8, 8), precision)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert {id(module) for module, _, _ in alone.calls} == {id(module) for module in convolutions}
+    assert not alone.calls[0][1].requires_grad  # nobody needs the gradient of the images
+    assert all(x.requires_grad for _, x, _ in alone.calls[1:])
+    assert alone.seconds() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::native_group_norm_backward", "group norm"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::bmm", "matrix products"),
+        ("aten::addmm", "matrix products"),
+        ("aten::_foreach_mul_", "optimizer, averages, gradient norm"),
+        ("aten::_fused_adamw_", "optimizer, averages, gradient norm"),
+        ("aten::add_", "additions and multiplications"),
+        ("aten::randn", "other operators"),
+    ],
+)
+def test_operators_are_counted_once_and_by_their_kind(name, kind):
+    assert kind_of(name) == kind
