@@ -16,6 +16,7 @@ from lit_ddpm.module import DDPM
 from lit_ddpm.run_directory import run_directory
 from lit_ddpm.sampler import Sampler, standard_normal
 from lit_ddpm.seeding import keyed_generator
+from lit_ddpm.sharding import hold_whole
 
 MIN_PIXELS = 32  # smaller images are enlarged to at least this many rows, so that a person can see them
 TIMES = 10  # the columns of a trajectory
@@ -75,7 +76,10 @@ class SampleGrid(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the end of training, unless validation just did."""
+        assert isinstance(pl_module, DDPM)
+        hold_whole(pl_module.denoiser.network, True)
         self._draw(trainer, pl_module)
+        hold_whole(pl_module.denoiser.network, False)
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, DDPM)
