@@ -98,7 +98,8 @@ def denoiser_of(programme: Programme) -> Denoiser:
         peer = Peer(averaged.model)
         network = averaged
     network.eval()
-    return Denoiser(peer, BetaSchedule(betas.double().tolist()), parametrization)
+    # Clipped, as both peers' samplers have it.
+    return Denoiser(peer, BetaSchedule(betas.double().tolist()), parametrization, clip=True)
 
 
 def bound(programme: Programme, images: Tensor, num_calls: int) -> Report:

@@ -46,7 +46,8 @@ def test_the_convolutions_alone_are_those_of_the_network(precision):
     assert {id(module) for module, _, _ in alone.calls} == {id(module) for module in convolutions}
     assert not alone.calls[0][1].requires_grad  # nobody needs the gradient of the images
     assert all(x.requires_grad for _, x, _ in alone.calls[1:])
-    assert alone.seconds() > 0
+    assert alone.seconds(backward=False) > 0
+    assert alone.seconds(backward=True) > 0
 
 
 @pytest.mark.parametrize(
