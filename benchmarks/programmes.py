@@ -339,7 +339,7 @@ class DenoisingDiffusionPytorch(Programme):
 
         trainer.train_num_steps = 10**9
         trainer.ema.update = update_and_tick
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trainer.train()
         trainer.ema.update = update
         return ticks.durations
