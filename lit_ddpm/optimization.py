@@ -17,13 +17,10 @@ from lit_ddpm.sharding import SHARDED
 class Optimization(LightningModule):
     """A LightningModule with one optimizer, which leaves out the steps whose gradients are not finite.
 
-    Args:
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes a learning-rate scheduler, stepped after every optimizer step, from the optimizer.
-        max_skipped_steps: How many steps of a fit may be left out.
+    Its arguments are those of `DDPM` with the same names.
 
     Attributes:
-        skipped_steps: How many were, in this fit.
+        skipped_steps: How many steps were left out in this fit.
         last_losses: The timesteps and losses of the last training batch, for the message.
     """
 
