@@ -141,7 +141,7 @@ def measuring(place: Path, rounds: int) -> tuple[str, Any]:
         statistics_alone = [seconds(lambda: sample_metrics(real, features[-1], kid_subset_size=32))]
     rows = [[name, spread(whole), spread(bare), ratios(whole, bare)] for name, (whole, bare) in found.items()]
     text = table(["", "s", "its network alone, s", "ratio"], rows)
-    text += f"\n\nFID and KID from 2,048 features of any number of images take {statistics_alone[0]:.1f} s."
+    text += f"\n\nFID and KID from the 2,048 features of {len(pictures)} images take {statistics_alone[0]:.1f} s."
     return text, {"measuring": found, "fid_and_kid": statistics_alone}
 
 
