@@ -75,8 +75,7 @@ def training(place: Path, rounds: int) -> tuple[str, Any]:
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in settings}
     for number in range(rounds):
         for name, setting in settings.items():
-            directory = place / f"fit_{number}_{len(list(place.iterdir()))}"
-            directory.mkdir()
+            directory = Path(tempfile.mkdtemp(dir=place))
             values = fit(configuration(folder, directory, setting), directory / "config.yaml")
             for key, logged in values.items():
                 found[name][key].append(statistics.median(logged[1:]))  # the first value is that of the first steps
