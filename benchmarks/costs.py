@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 from benchmarks.fits import fit
 from benchmarks.memory import CONFIGS, random_inception
 from benchmarks.programmes import quiet, write_images
-from benchmarks.report import machine, ratios, save, spread, table
+from benchmarks.report import machine, now, ratios, save, spread, table
 from benchmarks.throughput import random_images
 from lit_ddpm import Denoiser, DiscretizedGaussian, EpsParametrization, LinearSchedule, UNet, variational_bound
 from lit_ddpm.data import to_float
@@ -95,14 +94,10 @@ def training(place: Path, rounds: int) -> tuple[str, Any]:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes, with the device idle before and after."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    """How long it takes."""
+    start = now()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def measuring(place: Path, rounds: int) -> tuple[str, Any]:

@@ -9,7 +9,6 @@ import argparse
 import itertools
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.programmes import Ours, Setting, quiet, write_images
-from benchmarks.report import machine, ratios, save, spread, table
+from benchmarks.report import machine, now, ratios, save, spread, table
 from benchmarks.throughput import PRECISIONS, channels_last, random_images
 
 KINDS = {
@@ -83,18 +82,14 @@ class Convolutions:
 
     def seconds(self, backward: bool) -> float:
         """Forward pass of all, and backward pass."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = now()
         with torch.set_grad_enabled(backward), self.autocast:
             outputs = [module(x) for module, x, _ in self.calls]
         if backward:
             for output, (module, x, gradient) in zip(reversed(outputs), reversed(self.calls), strict=True):
                 inputs = [*module.parameters(), *([x] if x.requires_grad else [])]
                 torch.autograd.grad(output, inputs, gradient)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return now() - start
 
 
 TASKS = {"training": training, "drawing": drawing}

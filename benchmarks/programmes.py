@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
+from benchmarks.report import now
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -92,9 +94,9 @@ class Programme(ABC):
 
     def drawing(self, num_images: int, num_steps: int) -> float:
         """The seconds of a reverse step of a batch."""
-        start = time.perf_counter()
+        start = now()
         images = self.sample(num_images, num_steps)
-        seconds = (time.perf_counter() - start) / num_steps
+        seconds = (now() - start) / num_steps
         if len(images) != num_images or not bool(torch.isfinite(images).all()):
             raise RuntimeError(f"{self.name} drew {list(images.shape)}, or images that are not finite.")
         return seconds
@@ -109,9 +111,7 @@ class _Ticks:
 
     def __call__(self) -> bool:
         """Notes a step down; whether there should be no more."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        self.times.append(now())
         return len(self.times) >= self.num_steps or self.times[-1] - self.times[0] >= self.seconds
 
     @property

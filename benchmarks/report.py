@@ -1,9 +1,10 @@
-"""Tables of what a benchmark measured, as Markdown and JSON, with the machine named."""
+"""The clock of the benchmarks, and tables of what they measured, as Markdown and JSON, with the machine named."""
 
 import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +30,13 @@ def machine() -> str:
         except PackageNotFoundError:
             continue
     return f"{device}; Python {platform.python_version()}, {', '.join(packages)}"
+
+
+def now() -> float:
+    """Seconds on the clock, once the GPU has done what it was asked for, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def spread(values: Sequence[float], form: str = ".3g") -> str:
