@@ -28,8 +28,8 @@ from benchmarks.report import machine, now, ratios, save, spread, table
 from benchmarks.throughput import random_images
 from lit_ddpm import Denoiser, DiscretizedGaussian, EpsParametrization, LinearSchedule, UNet, variational_bound
 from lit_ddpm.data import to_float
-from lit_ddpm.features import InceptionFeatures
-from lit_ddpm.metrics import RealStatistics, sample_metrics
+from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
+from lit_ddpm.metrics.inception import InceptionFeatures
 
 EVERY = 8  # steps from one logged value to the next
 BASE = {"num_steps": 1000, "image_size": 32, "width": 32, "processes": 1}

@@ -18,7 +18,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 
-from lit_ddpm.cli import main as lit_ddpm
+from lit_ddpm.__main__ import main as lit_ddpm
 
 WATCHING = ("ELBOProfile", "Performance", "SampleGrid", "SampleMetrics")
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -1,4 +1,4 @@
-"""Trains the classifier in whose features `lit_ddpm.features.DigitsFeatures` compares digits, and prints its accuracy.
+"""Trains the classifier in whose features `lit_ddpm.metrics.DigitsFeatures` compares digits, and prints its accuracy.
 
 python -m benchmarks.digits_classifier               # trains, prints, writes nothing
 python -m benchmarks.digits_classifier --write       # replaces the weights in the package
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_ddpm.data import DigitsDataModule, ImageTensors, to_float, to_uint8
-from lit_ddpm.features import DigitsClassifier, DigitsFeatures
+from lit_ddpm.metrics.digits import DigitsClassifier, DigitsFeatures
 
 EPOCHS, BATCH, RATE = 60, 64, 5e-3
 

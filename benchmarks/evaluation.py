@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.digits_classifier import as_uint8
 from lit_ddpm import DDPM
 from lit_ddpm.data import DigitsDataModule, to_uint8
-from lit_ddpm.features import DigitsFeatures, extract
-from lit_ddpm.metrics import RealStatistics, sample_metrics
+from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.features import extract
+from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
 METRICS = ("fid", "kid", "is")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_ddpm import DDPM, variational_bound
 from lit_ddpm.data import DigitsDataModule, to_float
-from lit_ddpm.ledger import Entry, Ledger
+from lit_ddpm.diffusion.ledger import Entry, Ledger
 
 
 def main() -> None:

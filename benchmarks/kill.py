@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from lit_ddpm.checkpoint import check_file
-from lit_ddpm.cli import main as lit_ddpm
+from lit_ddpm.__main__ import main as lit_ddpm
+from lit_ddpm.training.checkpoint import check_file
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 CALLBACKS = """[

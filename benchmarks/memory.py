@@ -54,12 +54,12 @@ def settings(name: str, place: Path, measured: bool) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     weights = place / "inception.pth"
     if name == "digits":
-        metrics = {"extractor": "lit_ddpm.features.DigitsFeatures", "num_val_samples": 256}
+        metrics = {"extractor": "lit_ddpm.metrics.DigitsFeatures", "num_val_samples": 256}
     else:
         config["data"] = {"class_path": "benchmarks.memory.FewCIFARSized", "init_args": {"batch_size": 128}}
         sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
         inception = {"weights_path": str(weights), "weights_sha256": sha256}
-        extractor = {"class_path": "lit_ddpm.features.InceptionFeatures", "init_args": inception}
+        extractor = {"class_path": "lit_ddpm.metrics.InceptionFeatures", "init_args": inception}
         sampler = {"class_path": "lit_ddpm.DDIMSampler", "init_args": {"num_steps": 2}}
         metrics = {"extractor": extractor, "num_val_samples": 128, "val_sampler": sampler}
     callbacks: list[Any] = [

@@ -21,7 +21,7 @@ from lightning import Callback, LightningModule
 from lit_ddpm import DDPM, X0MSE, KLWeighting, LogSNRSchedule, StratifiedTimesteps, UNet, VParametrization
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import DigitsDataModule
-from lit_ddpm.run_directory import RunLogger
+from lit_ddpm.training.run_directory import RunLogger
 
 WARM_UP = 5  # steps left out
 

@@ -172,7 +172,7 @@ class Ours(Programme):
         import lightning
 
         from lit_ddpm.callbacks import EMA
-        from lit_ddpm.run_directory import RunLogger
+        from lit_ddpm.training.run_directory import RunLogger
 
         class OneByOne(EMA):
             def _average(self, average: list[Tensor], current: list[Tensor], num_averaged: Any) -> None:

@@ -32,10 +32,10 @@ from lit_ddpm import (
     VParametrization,
     variational_bound,
 )
+from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.data import to_float, to_uint8
-from lit_ddpm.ledger import Ledger, Report
-from lit_ddpm.lightning_cli import DDPMCLI
-from lit_ddpm.metrics import RealStatistics, sample_metrics
+from lit_ddpm.diffusion.ledger import Ledger, Report
+from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist.yaml"
 GUIDE = {

@@ -13,8 +13,9 @@ import torch
 from benchmarks.digits_classifier import as_uint8
 from lit_ddpm import DDPM, AncestralSampler, DDIMSampler, DPMSolverSampler, Sampler
 from lit_ddpm.data import DigitsDataModule, to_uint8
-from lit_ddpm.features import DigitsFeatures, extract
-from lit_ddpm.metrics import RealStatistics, sample_metrics
+from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.features import extract
+from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ancestral": AncestralSampler,

@@ -1,33 +1,22 @@
 """Denoising diffusion with PyTorch Lightning, with the variational bound as a checked and logged ledger."""
 
-from lit_ddpm.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
-from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction
-from lit_ddpm.elbo import Bound, bits_per_dim, variational_bound
-from lit_ddpm.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
-from lit_ddpm.module import DDPM
-from lit_ddpm.nn.unet import UNet
-from lit_ddpm.objective import (
-    X0MSE,
-    HybridObjective,
-    KLWeighting,
-    MinSNRWeighting,
-    Objective,
-    PosteriorKL,
-    PredictionMSE,
-    SNRWeighting,
-    UniformWeighting,
-    Weighting,
-    kl_weight,
-)
-from lit_ddpm.parametrization import (
+from typing import TYPE_CHECKING, Any
+
+from lit_ddpm.diffusion.bound import Bound, bits_per_dim, variational_bound
+from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
+from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
+from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
+from lit_ddpm.diffusion.guidance import GuidedDenoiser
+from lit_ddpm.diffusion.objective import X0MSE, HybridObjective, Objective, PosteriorKL, PredictionMSE
+from lit_ddpm.diffusion.parametrization import (
     EpsParametrization,
     MeanParametrization,
     Parametrization,
     VParametrization,
     X0Parametrization,
 )
-from lit_ddpm.sampler import AncestralSampler, DDIMSampler, DPMSolverSampler, Sampler
-from lit_ddpm.schedule import (
+from lit_ddpm.diffusion.sampler import AncestralSampler, DDIMSampler, DPMSolverSampler, Sampler
+from lit_ddpm.diffusion.schedule import (
     BetaSchedule,
     CosineSchedule,
     LinearSchedule,
@@ -35,7 +24,19 @@ from lit_ddpm.schedule import (
     Schedule,
     SigmoidSchedule,
 )
-from lit_ddpm.timestep import ImportanceTimesteps, StratifiedTimesteps, TimestepSampler, UniformTimesteps
+from lit_ddpm.diffusion.timesteps import ImportanceTimesteps, StratifiedTimesteps, TimestepSampler, UniformTimesteps
+from lit_ddpm.diffusion.weighting import (
+    KLWeighting,
+    MinSNRWeighting,
+    SNRWeighting,
+    UniformWeighting,
+    Weighting,
+    kl_weight,
+)
+from lit_ddpm.nn.unet import UNet
+
+if TYPE_CHECKING:
+    from lit_ddpm.training.module import DDPM
 
 __version__ = "0.1.0"
 
@@ -86,3 +87,13 @@ __all__ = [
     "q_posterior",
     "variational_bound",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `DDPM` on first use, so that the mathematics works without Lightning."""
+    if name != "DDPM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lit_ddpm.training.module import DDPM
+
+    globals()["DDPM"] = DDPM
+    return DDPM

@@ -1,64 +1,55 @@
-"""Imports run one way, and nothing outside the Lightning layer needs Lightning."""
+"""Imports run one way, and the mathematics works without Lightning."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import lit_ddpm
 
 PACKAGE = Path(lit_ddpm.__file__).parent
-# Each room may import from the rooms on lines above its own, and from itself.
-ORDER = [
-    {"configurable", "seeding", "sharding", "hardware"},
-    {"schedule"},
-    {"gaussian"},
-    {"parametrization"},
-    {"denoiser", "decoder", "timestep"},
-    {"objective", "elbo", "sampler"},
-    {"compatibility", "ledger", "nn", "data", "features", "metrics", "run_directory", "checkpoint"},
-    {"evaluation", "plots", "optimization"},
-    {"module"},
-    {"callbacks"},
-    {"errors", "trainer"},
-    {"lightning_cli"},
-    {"compare"},
-    {"cli"},
-]
-LIGHTNING = {
-    "module",
-    "data",
-    "callbacks",
-    "cli",
-    "lightning_cli",
-    "trainer",
-    "compare",
-    "run_directory",
-    "checkpoint",
-    "errors",
-    "evaluation",
-    "hardware",
-    "optimization",
-    "sharding",
-}
+# Each package imports from those before it, and from itself.
+ORDER = "_internal nn diffusion metrics data training callbacks cli compare".split()
+WITHOUT_LIGHTNING = ORDER[:4]
 
 
 def imports():
+    """Every import of the package: the importing file, its sub-package and the imported module."""
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        package = path.relative_to(PACKAGE).parts[0]
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom | ast.Import):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                yield from ((room, name) for name in names if name)
+                yield from ((path, package, name) for name in names if name)
 
 
 def test_imports_run_one_way():
-    level = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
-    for room, name in imports():
-        if name.startswith("lit_ddpm.") and room not in ("__init__", "__main__"):
-            other = name.split(".")[1]
-            assert level[other] < level[room] or other == room, (room, other)
-            if room in ("nn", "data", "features", "metrics"):
-                assert other in (room, "configurable", "seeding"), f"{room} imports the mathematics: {other}"
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ORDER)
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    for path, package, name in imports():
+        if name.startswith("lit_ddpm.") and package in ORDER:
+            assert ORDER.index(name.split(".")[1]) <= ORDER.index(package), (path, name)
+        if package in WITHOUT_LIGHTNING:
+            assert name.split(".")[0] != "lightning", path
 
 
-def test_only_the_lightning_layer_imports_lightning():
-    assert {room for room, name in imports() if name.split(".")[0] == "lightning"} <= LIGHTNING
+def test_the_mathematics_works_where_lightning_cannot_be_imported():
+    modules = [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for package in WITHOUT_LIGHTNING
+        for path in sorted((PACKAGE / package).rglob("*.py"))
+    ]
+    program = f"""
+import importlib, sys
+sys.modules["lightning"] = None  # importing it raises
+import lit_ddpm
+for name in {modules!r}:
+    importlib.import_module(name)
+assert all(hasattr(lit_ddpm, name) for name in lit_ddpm.__all__ if name != "DDPM")
+try:
+    lit_ddpm.DDPM
+except ImportError:
+    print("only DDPM needs Lightning")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "only DDPM needs Lightning", done.stderr

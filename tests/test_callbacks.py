@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_ddpm import AncestralSampler
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleWriter
 from lit_ddpm.callbacks.sample_grid import image_grid, trajectory
-from lit_ddpm.run_directory import RunLogger
-from lit_ddpm.trainer import Trainer
+from lit_ddpm.cli.trainer import Trainer
+from lit_ddpm.training.run_directory import RunLogger
 
 
 def fit(callback, **kwargs):

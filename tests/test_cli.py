@@ -16,9 +16,9 @@ from PIL import Image
 from sets import write_cifar, write_mnist
 
 from lit_ddpm import DDPM
-from lit_ddpm.cli import main, with_config_of_run
-from lit_ddpm.errors import is_about_input, one_sentence
-from lit_ddpm.features import InceptionFeatures
+from lit_ddpm.__main__ import main, with_config_of_run
+from lit_ddpm.cli.errors import is_about_input, one_sentence
+from lit_ddpm.metrics.inception import InceptionFeatures
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [

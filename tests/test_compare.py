@@ -20,13 +20,13 @@ from lit_ddpm import (
     VParametrization,
     X0Parametrization,
 )
-from lit_ddpm.cli import main
+from lit_ddpm.__main__ import main
 from lit_ddpm.compare import Value, audit, compare
 from lit_ddpm.compare import arms as arms_module
 from lit_ddpm.compare.comparison import Comparison, text_of
 from lit_ddpm.compare.runs import Run, expected_seconds
-from lit_ddpm.ledger import Report
-from lit_ddpm.module import DDPM
+from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.training.module import DDPM
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DIGITS = str(CONFIGS / "digits.yaml")

@@ -22,8 +22,8 @@ from lit_ddpm import (
     VParametrization,
     variational_bound,
 )
+from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import SampleGrid
-from lit_ddpm.cli import main
 
 CONDITIONAL = [*DIGITS, "--config", str(CONFIGS / "digits_conditional.yaml")]
 

@@ -20,9 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_cli import CONFIGS, DIGITS, SMALL, error_of
 
 from lit_ddpm import DDPM, DiscretizedGaussian
+from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA, ELBOProfile, Performance
-from lit_ddpm.cli import main
-from lit_ddpm.objective import kl_forms
+from lit_ddpm.diffusion.objective import kl_forms
 
 WANDB = ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
 QUICK = [

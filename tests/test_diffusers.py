@@ -15,8 +15,8 @@ from lit_ddpm import (
     VParametrization,
     X0Parametrization,
 )
-from lit_ddpm.sampler import standard_normal
-from lit_ddpm.seeding import keyed_generator
+from lit_ddpm._internal.random import keyed_generator
+from lit_ddpm.diffusion.sampler import standard_normal
 
 CASES = [
     ("epsilon", EpsParametrization(), "posterior", "fixed_small"),

@@ -17,7 +17,7 @@ from lit_ddpm import (
     q_marginal,
     variational_bound,
 )
-from lit_ddpm.elbo import expected_size, noise_variance
+from lit_ddpm.diffusion.bound import expected_size, noise_variance
 
 TAU2 = 0.25
 

@@ -13,8 +13,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from benchmarks import digits_classifier
 from benchmarks.memory import random_inception
 from lit_ddpm.data import to_float, to_uint8
-from lit_ddpm.features import DigitsFeatures, InceptionFeatures, extract, identity_of, name_of, resize_of
-from lit_ddpm.metrics import RealStatistics, sample_metrics
+from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.features import extract, identity_of, name_of, resize_of
+from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
+from lit_ddpm.metrics.inception import InceptionFeatures
 
 
 def pictures(count, seed, channels=3):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lit_ddpm import DDPM
-from lit_ddpm.cli import main
+from lit_ddpm.__main__ import main
 
 DIGITS = yaml.safe_load((Path(__file__).parent.parent / "configs" / "digits.yaml").read_text())
 # Numbers for which every negative one is wrong, by the last part of their name.

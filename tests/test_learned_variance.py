@@ -27,8 +27,8 @@ from lit_ddpm import (
     kl_weight,
     variational_bound,
 )
-from lit_ddpm.gaussian import posterior_coefficients, q_posterior
-from lit_ddpm.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.gaussian import posterior_coefficients, q_posterior
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 
 class Two(torch.nn.Module):

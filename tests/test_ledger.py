@@ -6,7 +6,7 @@ import torch
 from conftest import TinyNetwork
 
 from lit_ddpm import Denoiser, DiscretizedGaussian, LinearSchedule, VParametrization, bits_per_dim, variational_bound
-from lit_ddpm.ledger import TERMS, Ledger, histogram_nats
+from lit_ddpm.diffusion.ledger import TERMS, Ledger, histogram_nats
 
 
 def bounds(num_timesteps=None, batches=((0, 5), (5, 8), (8, 12))):

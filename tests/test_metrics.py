@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_ddpm.metrics import RealStatistics, sample_metrics
+from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
 
 def exactly_normal(count, mean, std, seed):

@@ -20,7 +20,8 @@ from lit_ddpm import (
     X0Parametrization,
     kl_weight,
 )
-from lit_ddpm.objective import kl_constant, kl_forms
+from lit_ddpm.diffusion.objective import kl_forms
+from lit_ddpm.diffusion.weighting import kl_constant
 
 
 def test_kl_weight_is_half_the_difference_of_the_snr(schedule):

@@ -23,8 +23,8 @@ from lit_ddpm import (
     plots,
     variational_bound,
 )
-from lit_ddpm.ledger import Ledger
-from lit_ddpm.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.ledger import Ledger
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 T = 40
 

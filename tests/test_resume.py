@@ -15,10 +15,10 @@ from test_module import same_weights
 
 from benchmarks.kill import arguments
 from lit_ddpm import ImportanceTimesteps, UNet
+from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA
-from lit_ddpm.cli import main
 from lit_ddpm.data.base import ImageTensors
-from lit_ddpm.data.resumable import EpochSampler, Progress, ResumableLoader
+from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
 
 
 def make():

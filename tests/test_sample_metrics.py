@@ -13,9 +13,9 @@ from torch import nn
 
 from lit_ddpm import DDPM, AncestralSampler
 from lit_ddpm.callbacks import EMA, SampleMetrics
-from lit_ddpm.callbacks.sharing import gather_in_turn
 from lit_ddpm.data import DigitsDataModule, to_float, to_uint8
-from lit_ddpm.features import DigitsFeatures
+from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.training.distributed import gather_in_turn
 
 KEYS = {"sample/fid_digits", "sample/kid_digits", "sample/kid_std_digits", "sample/is_digits"}
 

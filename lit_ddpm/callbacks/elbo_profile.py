@@ -7,14 +7,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_ddpm import plots
+from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm.callbacks import plots
 from lit_ddpm.callbacks.loggers import log_config, log_picture, log_table, step_of, summarize
-from lit_ddpm.configurable import check_at_least
-from lit_ddpm.elbo import bits_per_dim
-from lit_ddpm.gaussian import to_float64
-from lit_ddpm.module import DDPM
-from lit_ddpm.objective import kl_weight, weight_on_x0_mse
-from lit_ddpm.run_directory import run_directory
+from lit_ddpm.diffusion.bound import bits_per_dim
+from lit_ddpm.diffusion.gaussian import to_float64
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.weighting import kl_weight
+from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import run_directory
 
 
 class ELBOProfile(Callback):

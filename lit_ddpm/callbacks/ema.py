@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lit_ddpm.module import DDPM
-from lit_ddpm.sharding import SHARDED
+from lit_ddpm.training.distributed import SHARDED
+from lit_ddpm.training.module import DDPM
 
 
 class EMA(WeightAveraging):

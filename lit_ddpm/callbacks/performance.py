@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lit_ddpm.module import DDPM
+from lit_ddpm.training.module import DDPM
 
 
 class Performance(Callback):

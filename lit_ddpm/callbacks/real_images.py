@@ -12,11 +12,12 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_ddpm.callbacks.sharing import gather, gather_in_turn, is_quick, progress
 from lit_ddpm.data.pixels import to_uint8
-from lit_ddpm.features import extract, identity_of, name_of, resize_of
-from lit_ddpm.metrics import KID_IMAGES, RealStatistics
-from lit_ddpm.module import DDPM
+from lit_ddpm.metrics.features import extract, identity_of, name_of, resize_of
+from lit_ddpm.metrics.fid import KID_IMAGES, RealStatistics
+from lit_ddpm.training.distributed import gather, gather_in_turn
+from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.sampling import is_quick, progress
 
 
 def real_statistics(

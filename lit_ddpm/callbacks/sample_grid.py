@@ -7,16 +7,16 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm.callbacks.loggers import log_picture
-from lit_ddpm.callbacks.sharing import draw, is_quick, sampler_for
-from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_uint8
-from lit_ddpm.denoiser import evaluating
-from lit_ddpm.module import DDPM
-from lit_ddpm.run_directory import run_directory
-from lit_ddpm.sampler import Sampler, standard_normal
-from lit_ddpm.seeding import keyed_generator
-from lit_ddpm.sharding import hold_whole
+from lit_ddpm.diffusion.denoiser import evaluating
+from lit_ddpm.diffusion.sampler import Sampler, standard_normal
+from lit_ddpm.training.distributed import hold_whole
+from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import run_directory
+from lit_ddpm.training.sampling import draw, is_quick, sampler_for
 
 MIN_PIXELS = 32  # smaller images are enlarged to at least this many rows, so that a person can see them
 TIMES = 10  # the columns of a trajectory

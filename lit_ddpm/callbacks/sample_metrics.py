@@ -10,16 +10,17 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.callbacks.real_images import real_statistics
-from lit_ddpm.callbacks.sharing import draw, is_quick, sampler_for
-from lit_ddpm.configurable import check_at_least
 from lit_ddpm.data.pixels import to_uint8
-from lit_ddpm.features import InceptionFeatures, extract, identity_of, name_of, resize_of
-from lit_ddpm.metrics import sample_metrics
-from lit_ddpm.module import DDPM
-from lit_ddpm.run_directory import run_directory
-from lit_ddpm.sampler import Sampler
+from lit_ddpm.diffusion.sampler import Sampler
+from lit_ddpm.metrics.features import extract, identity_of, name_of, resize_of
+from lit_ddpm.metrics.fid import sample_metrics
+from lit_ddpm.metrics.inception import InceptionFeatures
+from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import run_directory
+from lit_ddpm.training.sampling import draw, is_quick, sampler_for
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_ddpm.data.pixels import to_uint8
-from lit_ddpm.module import DDPM
+from lit_ddpm.training.module import DDPM
 
 ORIGIN = "samples.json"
 

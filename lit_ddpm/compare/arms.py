@@ -13,8 +13,8 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_ddpm.lightning_cli import DDPMCLI
-from lit_ddpm.module import DDPM
+from lit_ddpm.cli.app import DDPMCLI
+from lit_ddpm.training.module import DDPM
 
 
 def _x0_mse(weighting: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lit_ddpm.denoiser import Denoiser, Prediction
-from lit_ddpm.gaussian import q_marginal
-from lit_ddpm.objective import kl_forms
-from lit_ddpm.seeding import keyed_generator
+from lit_ddpm._internal.random import keyed_generator
+from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
+from lit_ddpm.diffusion.gaussian import q_marginal
+from lit_ddpm.diffusion.objective import kl_forms
 
 ALLOWED = 1e-10
 CHUNK = 256

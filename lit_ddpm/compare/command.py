@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import torch
 
+from lit_ddpm.cli.errors import stop
 from lit_ddpm.compare.arms import OBJECTIVES, Arm, resolve_arms
 from lit_ddpm.compare.audit import Audit, audit
 from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.report import plot_audit, write_report
 from lit_ddpm.compare.runs import Result, Run, expected_seconds, minutes, run_all
-from lit_ddpm.errors import stop
 
 
 def compare(

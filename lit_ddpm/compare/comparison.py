@@ -12,7 +12,7 @@ import torch
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.audit import Audit
 from lit_ddpm.compare.runs import Result
-from lit_ddpm.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 SPEED = "images/s"
 # Two-sided 95% quantiles of Student's t by the number of seeds: few seeds do not know their own error well. One seed

@@ -17,11 +17,12 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from lit_ddpm import plots
+from lit_ddpm.callbacks import plots
 from lit_ddpm.compare.audit import ALLOWED, Audit
 from lit_ddpm.compare.comparison import Comparison, Value, text_of
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.objective import kl_weight, weight_on_x0_mse
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.weighting import kl_weight
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

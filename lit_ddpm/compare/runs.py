@@ -18,8 +18,8 @@ import yaml
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.data.base import ImageDataModule
-from lit_ddpm.denoiser import evaluating
-from lit_ddpm.ledger import Report
+from lit_ddpm.diffusion.denoiser import evaluating
+from lit_ddpm.diffusion.ledger import Report
 
 NUM_PICTURES = 64
 CONFIG = "arm.yaml"

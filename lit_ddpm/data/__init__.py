@@ -2,10 +2,10 @@
 
 from lit_ddpm.data.base import ImageDataModule, ImageTensors
 from lit_ddpm.data.digits import DigitsDataModule
-from lit_ddpm.data.folder import ImageFolderDataModule
+from lit_ddpm.data.files import ImageFolderDataModule
 from lit_ddpm.data.huggingface import HuggingFaceDataModule
 from lit_ddpm.data.pixels import to_float, to_uint8
-from lit_ddpm.data.torchvision_sets import TorchvisionDataModule
+from lit_ddpm.data.torchvision import TorchvisionDataModule
 
 __all__ = [
     "DigitsDataModule",

@@ -13,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_ddpm.configurable import check_at_least
+from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.random import keyed_generator, training_seed
+from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
 from lit_ddpm.data.pixels import to_float
-from lit_ddpm.data.resumable import EpochSampler, Progress, ResumableLoader
-from lit_ddpm.seeding import keyed_generator, training_seed
 
 Batch = tuple[Tensor, Tensor]
 

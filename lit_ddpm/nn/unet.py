@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lit_ddpm.configurable import Configurable
+from lit_ddpm._internal.config import Configurable
 
 
 class UNet(Configurable, nn.Module):

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_ddpm.configurable import check_at_least
-from lit_ddpm.sharding import SHARDED
+from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm.training.distributed import SHARDED
 
 
 class Optimization(LightningModule):

@@ -10,11 +10,11 @@ import torch
 from lightning import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, Dataset
 
+from lit_ddpm._internal.config import as_config
 from lit_ddpm.callbacks.sample_writer import SampleWriter
-from lit_ddpm.configurable import as_config
-from lit_ddpm.features import identity_of
-from lit_ddpm.module import DDPM
-from lit_ddpm.run_directory import run_directory
+from lit_ddpm.metrics.features import identity_of
+from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import run_directory
 
 
 class Trainer(lightning.Trainer):

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lit_ddpm.configurable import Configurable
-from lit_ddpm.gaussian import Gaussian
+from lit_ddpm._internal.config import Configurable
+from lit_ddpm.diffusion.gaussian import Gaussian
 
 
 class Decoder(Configurable, ABC):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_ddpm.schedule import Schedule, check_timesteps, expand_like
+from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lit_ddpm.configurable import Configurable
-from lit_ddpm.gaussian import posterior_coefficients
-from lit_ddpm.schedule import Schedule, expand_like
+from lit_ddpm._internal.config import Configurable
+from lit_ddpm.diffusion.gaussian import posterior_coefficients
+from lit_ddpm.diffusion.schedule import Schedule, expand_like
 
 
 class Parametrization(Configurable, ABC):

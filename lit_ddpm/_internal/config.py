@@ -67,10 +67,3 @@ def as_config(value: Any) -> Any:
             init_args = {name: as_config(item) for name, item in arguments.items()}
             return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
     raise TypeError(f"{type(value).__name__} cannot be written down as plain data.")
-
-
-def check_at_least(owner: object, least: int, **settings: int | None) -> None:
-    """Raises a ValueError that names the first of an object's settings that is less than `least`; None is let pass."""
-    for name, value in settings.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} = {value} of {type(owner).__name__} must be at least {least}.")

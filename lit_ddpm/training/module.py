@@ -11,24 +11,24 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lit_ddpm.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
-from lit_ddpm.compatibility import check_data
-from lit_ddpm.data.resumable import Progress
-from lit_ddpm.decoder import Decoder, DiscretizedGaussian
-from lit_ddpm.denoiser import Denoiser, GuidedDenoiser, Prediction, Variance
-from lit_ddpm.evaluation import BoundEvaluation, Split
-from lit_ddpm.hardware import faster_with
-from lit_ddpm.ledger import TERMS, Report
+from lit_ddpm._internal.random import reseed, training_seed
+from lit_ddpm.data.loader import Progress
+from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian
+from lit_ddpm.diffusion.denoiser import Denoiser, Prediction, Variance
+from lit_ddpm.diffusion.guidance import GuidedDenoiser
+from lit_ddpm.diffusion.ledger import TERMS, Report
+from lit_ddpm.diffusion.objective import Objective, PredictionMSE, kl_forms
+from lit_ddpm.diffusion.parametrization import EpsParametrization, Parametrization
+from lit_ddpm.diffusion.sampler import AncestralSampler, Sampler
+from lit_ddpm.diffusion.schedule import LinearSchedule, Schedule
+from lit_ddpm.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from lit_ddpm.nn.unet import UNet
-from lit_ddpm.objective import Objective, PredictionMSE, kl_forms
-from lit_ddpm.optimization import Optimization
-from lit_ddpm.parametrization import EpsParametrization, Parametrization
-from lit_ddpm.run_directory import run_directory
-from lit_ddpm.sampler import AncestralSampler, Sampler
-from lit_ddpm.schedule import LinearSchedule, Schedule
-from lit_ddpm.seeding import reseed, training_seed
-from lit_ddpm.sharding import hold_whole, shard
-from lit_ddpm.timestep import TimestepSampler, UniformTimesteps
+from lit_ddpm.training.checkpoint import check_weights_are_finite, check_weights_fit, constructor_arguments
+from lit_ddpm.training.distributed import hold_whole, shard
+from lit_ddpm.training.evaluation import BoundEvaluation, Split
+from lit_ddpm.training.optimization import Optimization
+from lit_ddpm.training.run_directory import run_directory
+from lit_ddpm.training.setup import check_data, faster_with
 
 OF_THE_MACHINE = ["compile", "channels_last"]
 """Arguments that make no other model, and so belong to each command rather than to a checkpoint."""

@@ -1,5 +1,9 @@
 """Weights that the processes share out among themselves: fully sharded data parallelism (FSDP2)."""
 
+from typing import TypeVar
+
+import torch
+from lightning import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -32,3 +36,20 @@ def hold_whole(network: nn.Module, whole: bool) -> None:
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(not whole, recurse=False)
             module.unshard() if whole else module.reshard()
+
+
+Result = TypeVar("Result")
+
+
+def gather(trainer: Trainer, mine: Result) -> list[Result]:
+    """What each process holds, in the order of their ranks, on every process."""
+    everyones = [mine] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(everyones, mine)
+    return everyones
+
+
+def gather_in_turn(trainer: Trainer, mine: list[Result]) -> list[Result]:
+    """All results in their order, on every process, if piece number i was done by process ``i % world_size``."""
+    shares = gather(trainer, mine)
+    return [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lit_ddpm.decoder import Decoder
-from lit_ddpm.denoiser import Denoiser, evaluating
-from lit_ddpm.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
-from lit_ddpm.seeding import keyed_generator
+from lit_ddpm._internal.random import keyed_generator
+from lit_ddpm.diffusion.decoder import Decoder
+from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
+from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
 
 BLOCK = 16  # timesteps whose noise is drawn at once; a part of how noise follows from (seed, index)
 KNOTS = 16  # of the density that `expected_size` draws

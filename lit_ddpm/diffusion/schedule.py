@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_ddpm.configurable import Configurable
+from lit_ddpm._internal.config import Configurable
 
 SNR_WARNING = 0.01
 """A final signal-to-noise ratio above this leaves a trace of the image in x_T, which sampling starts without."""

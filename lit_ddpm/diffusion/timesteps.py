@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_ddpm.configurable import Configurable
+from lit_ddpm._internal.config import Configurable
 
 
 class TimestepSampler(Configurable, ABC):

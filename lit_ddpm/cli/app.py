@@ -12,11 +12,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lit_ddpm.checkpoint import check_file, usable_file
-from lit_ddpm.errors import OneLineParser
-from lit_ddpm.module import DDPM
-from lit_ddpm.run_directory import RunLogger, SaveRunConfig, check_run_directory
-from lit_ddpm.trainer import Trainer
+from lit_ddpm.cli.errors import OneLineParser
+from lit_ddpm.cli.trainer import Trainer
+from lit_ddpm.training.checkpoint import check_file, usable_file
+from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import RunLogger, SaveRunConfig, check_run_directory
 
 DESCRIPTION = (
     "Trains, measures and samples denoising diffusion models. `lit-ddpm compare` trains several and compares them."

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_ddpm.configurable import Configurable
-from lit_ddpm.denoiser import Denoiser, evaluating
-from lit_ddpm.gaussian import posterior_coefficients
-from lit_ddpm.schedule import Schedule
-from lit_ddpm.seeding import keyed_generator
+from lit_ddpm._internal.config import Configurable
+from lit_ddpm._internal.random import keyed_generator
+from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
+from lit_ddpm.diffusion.gaussian import posterior_coefficients
+from lit_ddpm.diffusion.schedule import Schedule
 
 
 class Sampler(Configurable, ABC):

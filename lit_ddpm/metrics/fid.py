@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
 
-from lit_ddpm.seeding import key_to_seed
+from lit_ddpm._internal.random import key_to_seed
 
 KID_IMAGES = 10_000
 """About how many real images' features are kept for the KID, evenly spaced over the data."""

@@ -1,32 +1,18 @@
-"""Work that the processes share: each does every so-manyth piece, and all get all results in order."""
+"""Samples drawn under a Trainer, split across its ranks."""
 
 import copy
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-import torch
 from lightning import Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lit_ddpm.module import DDPM
-from lit_ddpm.sampler import Sampler
+from lit_ddpm.diffusion.sampler import Sampler
+from lit_ddpm.training.distributed import gather_in_turn
+from lit_ddpm.training.module import DDPM
 
 Result = TypeVar("Result")
-
-
-def gather(trainer: Trainer, mine: Result) -> list[Result]:
-    """What each process holds, in the order of their ranks, on every process."""
-    everyones = [mine] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(everyones, mine)
-    return everyones
-
-
-def gather_in_turn(trainer: Trainer, mine: list[Result]) -> list[Result]:
-    """All results in their order, on every process, if piece number i was done by process ``i % world_size``."""
-    shares = gather(trainer, mine)
-    return [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
 
 
 def progress(trainer: Trainer, pieces: Iterable[Result], description: str) -> Iterable[Result]:

@@ -7,10 +7,10 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_ddpm.decoder import Decoder
-from lit_ddpm.denoiser import Denoiser
-from lit_ddpm.elbo import variational_bound
-from lit_ddpm.ledger import Ledger, Report, histogram_nats
+from lit_ddpm.diffusion.bound import variational_bound
+from lit_ddpm.diffusion.decoder import Decoder
+from lit_ddpm.diffusion.denoiser import Denoiser
+from lit_ddpm.diffusion.ledger import Ledger, Report, histogram_nats
 
 Split = Literal["val", "test"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_ddpm.elbo import Bound, noise_variance
+from lit_ddpm.diffusion.bound import Bound, noise_variance
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
 

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import collect_init_args
 
-from lit_ddpm.configurable import as_config
+from lit_ddpm._internal.config import as_config
 
 
 def constructor_arguments(frame: FrameType) -> tuple[dict[str, Any], list[str]]:
