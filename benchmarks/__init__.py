@@ -1,1 +1,1 @@
-"""Measurements, each a module with a command of its own."""
+"""Benchmarks: ``python -m benchmarks NAME`` runs the module of that name in this folder."""

@@ -1,107 +1,96 @@
-"""What watching a run costs: seconds of each callback of ``configs/digits.yaml``, with an offline run of W&B.
+"""Cost of watching a run: the seconds of each callback of ``configs/digits.yaml``, with an offline W&B run.
 
-python -m benchmarks.dashboards
-
-Drawing samples is network calls, which are what the user asked for; the column that counts is the time beyond them:
-pictures, metrics, files, loggers. Its share is of the whole fit.
+Sampling consists of network calls, which the user asked for. The column that counts is the time outside the network:
+pictures, metrics, files and loggers. Its share is of the whole fit.
 """
 
-import argparse
 import os
 import tempfile
-import time
-import warnings
+from argparse import Namespace
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
+from typing_extensions import override
 
-from lit_ddpm.__main__ import main as lit_ddpm
+from benchmarks.common.clock import Stopwatch, now
+from benchmarks.common.fits import CONFIGS
+from benchmarks.common.report import table
+from lit_ddpm.cli.app import DDPMCLI
 
 WATCHING = ("ELBOProfile", "Performance", "SampleGrid", "SampleMetrics")
-CONFIGS = Path(__file__).parent.parent / "configs"
+
+OPTIONS = {
+    "--epochs": {"type": int, "default": 80},
+}
 
 
-class Clock(SimpleProfiler):
-    """Lightning's profiler, which also knows how much of each action was spent in the network."""
-
-    network = 0.0
+class NetworkProfiler(SimpleProfiler):
+    """Lightning's profiler, with the seconds of each action and the part of them in the network's forward passes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.began: dict[str, tuple[float, float]] = {}
+        self.network = Stopwatch()
         self.seconds: dict[str, float] = defaultdict(float)
         self.in_network: dict[str, float] = defaultdict(float)
+        self._starts: dict[str, tuple[float, int]] = {}
 
+    @override
     def start(self, action_name: str) -> None:
-        """See Lightning's Profiler."""
-        self.began[action_name] = (time.perf_counter(), Clock.network)
+        self._starts[action_name] = now(), len(self.network.durations["network forward"])
 
+    @override
     def stop(self, action_name: str) -> None:
-        """See Lightning's Profiler."""
-        start, network = self.began.pop(action_name)
-        self.seconds[action_name] += time.perf_counter() - start
-        self.in_network[action_name] += Clock.network - network
+        start, first_call = self._starts.pop(action_name)
+        self.seconds[action_name] += now() - start
+        self.in_network[action_name] += sum(self.network.durations["network forward"][first_call:])
 
+    @override
     def summary(self) -> str:
-        """Nothing: `Report` prints."""
-        return ""
+        return ""  # Lightning would print it
 
 
-class Report(Callback):
-    """Times the network, and prints the table when the fit ends."""
+class FitTimer(Callback):
+    """Seconds of a fit; also connects the network to the `NetworkProfiler`."""
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins."""
-        self.began = time.perf_counter()
-        network: Any = pl_module.denoiser.network  # type: ignore[union-attr]
-        network.register_forward_pre_hook(self._enter)
-        network.register_forward_hook(self._leave)
+        self._start = now()
+        trainer.profiler.network.time_forward(pl_module.denoiser.network)
 
-    def _enter(self, *_: Any) -> None:
-        self.entered = time.perf_counter()
-
-    def _leave(self, *_: Any) -> None:
-        Clock.network += time.perf_counter() - self.entered
-
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints."""
-        whole = time.perf_counter() - self.began
-        clock: Any = trainer.profiler  # type: ignore[attr-defined]
-        print(f"{'callback':<16}{'seconds':>9}{'in the network':>16}{'beyond it':>11}{'share of the fit':>18}")
-        beyond = 0.0
-        for name in WATCHING:
-            actions = [action for action in clock.seconds if action.startswith(f"[Callback]{name}.")]
-            seconds, network = (sum(t[action] for action in actions) for t in (clock.seconds, clock.in_network))
-            beyond += seconds - network
-            print(
-                f"{name:<16}{seconds:9.2f}{network:16.2f}{seconds - network:11.2f}{(seconds - network) / whole:18.2%}"
-            )
-        print(f"{'together':<16}{'':>25}{beyond:11.2f}{beyond / whole:18.2%}\nof a fit of {whole:.1f} s")
+        self.seconds = now() - self._start
 
 
-def main() -> None:
-    """Fits and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=80)
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore")
+def main(args: Namespace) -> dict[str, Any]:
+    """Fits and measures the callbacks."""
     os.environ["WANDB_MODE"] = "offline"
     with tempfile.TemporaryDirectory() as directory:
-        lit_ddpm(
+        trainer = DDPMCLI(
             [
                 *("fit", "--config", str(CONFIGS / "digits.yaml")),
                 *("--config", str(CONFIGS / "logger" / "wandb.yaml")),
                 f"--trainer.default_root_dir={directory}",
                 f"--trainer.max_epochs={args.epochs}",
-                "--trainer.profiler=benchmarks.dashboards.Clock",
-                "--trainer.callbacks+=benchmarks.dashboards.Report",
+                "--trainer.profiler=benchmarks.dashboards.NetworkProfiler",
+                "--trainer.callbacks+=benchmarks.dashboards.FitTimer",
                 "--trainer.enable_progress_bar=false",
             ]
-        )
-
-
-if __name__ == "__main__":
-    main()
+        ).trainer
+    profiler = trainer.profiler
+    fit_seconds = next(callback.seconds for callback in trainer.callbacks if isinstance(callback, FitTimer))
+    figures: dict[str, Any] = {"fit": fit_seconds}
+    rows, outside = [], 0.0
+    for name in WATCHING:
+        actions = [action for action in profiler.seconds if action.startswith(f"[Callback]{name}.")]
+        seconds, network = (sum(times[a] for a in actions) for times in (profiler.seconds, profiler.in_network))
+        figures[name] = {"seconds": seconds, "network": network}
+        outside += seconds - network
+        cells = [f"{value:.2f}" for value in (seconds, network, seconds - network)]
+        rows.append([name, *cells, f"{(seconds - network) / fit_seconds:.2%}"])
+    rows.append(["total", "", "", f"{outside:.2f}", f"{outside / fit_seconds:.2%}"])
+    print(table(["callback", "seconds", "in the network", "outside the network", "share of the fit"], rows))
+    print(f"\nThe fit took {fit_seconds:.1f} s.")
+    return figures

@@ -1,50 +1,31 @@
-"""Trains the classifier in whose features `lit_ddpm.metrics.DigitsFeatures` compares digits, and prints its accuracy.
+"""Training of the classifier whose features `lit_ddpm.metrics.DigitsFeatures` uses.
 
-python -m benchmarks.digits_classifier               # trains, prints, writes nothing
-python -m benchmarks.digits_classifier --write       # replaces the weights in the package
-
-Only the training split is seen.
+Trains on the digits' training split and prints the accuracy on all splits; ``--write`` replaces the weights in the
+package.
 """
 
-import argparse
 import math
+from argparse import Namespace
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_ddpm.data import DigitsDataModule, ImageTensors, to_float, to_uint8
-from lit_ddpm.metrics.digits import DigitsClassifier, DigitsFeatures
+from benchmarks.common.metrics import digits_as_uint8
+from lit_ddpm.data import DigitsDataModule
+from lit_ddpm.metrics import DigitsFeatures
+from lit_ddpm.metrics.digits import DigitsClassifier
 
 EPOCHS, BATCH, RATE = 60, 64, 5e-3
 
-
-def main() -> None:
-    """Trains and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"replace {DigitsFeatures.weights_path.name}")
-    args = parser.parse_args()
-
-    splits = DigitsDataModule().splits()
-    images = {name: as_uint8(split) for name, split in splits.items()}
-    classifier = train(images["train"], splits["train"].labels)
-    for name, split in splits.items():
-        found = classifier(images[name])[1].argmax(1)
-        print(f"accuracy on {name:<5} {100 * float((found == split.labels).float().mean()):6.2f}%")
-    if args.write:
-        save_file(classifier.state_dict(), DigitsFeatures.weights_path)
-    size = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1024
-    print(f"{size:.0f} KiB of weights{' written' if args.write else ''}")
-
-
-def as_uint8(split: ImageTensors) -> Tensor:
-    """The images of a split as the extractor sees them."""
-    return to_uint8(to_float(split.images, DigitsDataModule.levels), DigitsDataModule.levels)
+OPTIONS = {
+    "--write": {"action": "store_true", "help": f"replace {DigitsFeatures.weights_path.name}"},
+}
 
 
 def train(images: Tensor, labels: Tensor) -> DigitsClassifier:
-    """A classifier trained on images that are shifted by up to a pixel."""
+    """Trains a classifier on images that are randomly shifted by up to a pixel."""
     torch.manual_seed(0)
     classifier = DigitsClassifier()
     steps = math.floor(len(images) / BATCH)
@@ -62,5 +43,19 @@ def train(images: Tensor, labels: Tensor) -> DigitsClassifier:
     return classifier.eval()
 
 
-if __name__ == "__main__":
-    main()
+def main(args: Namespace) -> dict[str, float]:
+    """Trains and measures the accuracy."""
+    splits = DigitsDataModule().splits()
+    images = {name: digits_as_uint8(split) for name, split in splits.items()}
+    classifier = train(images["train"], splits["train"].labels)
+    accuracy = {
+        name: float((classifier(images[name])[1].argmax(1) == split.labels).float().mean())
+        for name, split in splits.items()
+    }
+    for name, share in accuracy.items():
+        print(f"accuracy on {name:<5} {100 * share:6.2f}%")
+    if args.write:
+        save_file(classifier.state_dict(), DigitsFeatures.weights_path)
+    size = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1024
+    print(f"{size:.0f} KiB of weights{' written' if args.write else ''}")
+    return accuracy

@@ -1,66 +1,45 @@
-"""How far the digits' FID, KID and IS can be trusted: their scale, their bias in the number of images, their noise.
+"""Reliability of FID, KID and IS on the digits: their scale, their bias in the number of images, their noise.
 
-python -m benchmarks.evaluation runs/digits/checkpoints/best.ckpt
-
-Real images that no model made and uniform noise give the scale. The images of one model, in several numbers and of
-several seeds, give bias and spread. The time is that of the metrics alone, without drawing and without features.
+Held-out real images and uniform noise give the scale. The samples of one model, in several numbers and with several
+seeds, give bias and noise. The time is that of the metrics alone, without sampling and without features.
 """
 
-import argparse
-import statistics
-import time
+from argparse import Namespace
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.digits_classifier import as_uint8
+from benchmarks.common.clock import seconds
+from benchmarks.common.metrics import digits_as_uint8, digits_metrics
+from benchmarks.common.report import mean_and_deviation, table
 from lit_ddpm import DDPM
 from lit_ddpm.data import DigitsDataModule, to_uint8
-from lit_ddpm.metrics.digits import DigitsFeatures
-from lit_ddpm.metrics.features import extract
-from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
 METRICS = ("fid", "kid", "is")
 
+OPTIONS = {
+    "checkpoint": {"help": "a model of the digits"},
+    "--seeds": {"type": int, "default": 5},
+    "--numbers": {"type": int, "nargs": "+", "default": [100, 250, 500, 1000], "help": "numbers of images"},
+}
 
-def main() -> None:
-    """Draws, measures and prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a model of the digits")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--numbers", type=int, nargs="+", default=[100, 250, 500, 1000])
-    args = parser.parse_args()
 
+def main(args: Namespace) -> dict[str, Any]:
+    """Measures real images, noise and samples."""
     module = DDPM.load_from_checkpoint(args.checkpoint, map_location="cpu")
-    splits = DigitsDataModule().splits()
-    extractor = DigitsFeatures()
-    real = RealStatistics.of_features(extract(extractor, as_uint8(splits["train"]))[0])
-    seconds = []
-
-    def measure(images: Tensor) -> dict[str, float]:
-        features, logits = extract(extractor, images)
-        start = time.perf_counter()
-        values = sample_metrics(real, features, logits, kid_subset_size=len(images), is_splits=1)
-        seconds.append(time.perf_counter() - start)
-        return values
-
-    print(f"| images | {' | '.join(METRICS)} |\n| --- |{' --- |' * len(METRICS)}")
+    metrics, levels, most = digits_metrics(), DigitsDataModule.levels, max(args.numbers)
+    test = digits_as_uint8(DigitsDataModule().splits()["test"])
     noise = torch.rand(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    scale = {"test split": as_uint8(splits["test"]), "uniform noise": to_uint8(noise, 17)}
-    for name, images in scale.items():
-        values = measure(images)
-        print(f"| {len(images):,}, {name} | {' | '.join(f'{values[metric]:.3f}' for metric in METRICS)} |")
-
-    drawn = [to_uint8(module.sample(max(args.numbers), seed=seed), module.levels) for seed in range(args.seeds)]
-    for number in args.numbers:
-        rows = [measure(images[:number]) for images in drawn]
-        cells = []
-        for metric in METRICS:
-            of_metric = [row[metric] for row in rows]
-            cells.append(f"{statistics.mean(of_metric):.3f} ± {statistics.stdev(of_metric):.3f}")
-        print(f"| {number:,}, model | {' | '.join(cells)} |")
-    print(f"\n± over {args.seeds} seeds. The metrics of {max(args.numbers):,} images take {seconds[-1]:.2f} s.")
-
-
-if __name__ == "__main__":
-    main()
+    samples = [to_uint8(module.sample(most, seed=seed), module.levels) for seed in range(args.seeds)]
+    image_sets = {f"{len(test)}, test split": [test], f"{len(noise):,}, uniform noise": [to_uint8(noise, levels)]}
+    image_sets |= {f"{number:,}, model": [images[:number] for images in samples] for number in args.numbers}
+    figures: dict[str, Any] = {name: [metrics(images) for images in found] for name, found in image_sets.items()}
+    rows = [
+        [name, *(mean_and_deviation([values[metric] for values in found]) for metric in METRICS)]
+        for name, found in figures.items()
+    ]
+    features = metrics.features(samples[0])
+    figures["seconds"] = seconds(lambda: metrics.compare(*features))
+    print(table(["images", *METRICS], rows))
+    print(f"\n± over {args.seeds} seeds. The metrics of {most:,} images take {figures['seconds']:.2f} s.")
+    return figures

@@ -1,43 +1,42 @@
-"""Images a second of the data modules in memory, beside the same images one item at a time.
+"""Loading speed of the data modules in memory, compared with loaders that read item by item.
 
-python -m benchmarks.loading
-
-All loaders are torch's, in the main process, with batches of 128. "Items" indexes tensors image by image; "as
-torchvision" also makes a PIL image and back of each, as torchvision's sets with their usual transforms do. Prints the
-medians of interleaved epochs, how many times as fast ours is, and what share of a training step of a small network
-waits for a batch.
+All loaders are torch's, in the main process, with batches of 128. "Item by item" indexes tensors image by image; "as
+torchvision" also converts each image to PIL and back, like torchvision's datasets with their usual transforms. Prints
+the medians of epochs that take turns, the ratios of these medians, and the share of a training step of a small network
+that waits for a batch.
 """
 
-import argparse
-import logging
 import statistics
-import time
+from argparse import Namespace
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+from typing_extensions import override
 
+from benchmarks.common.clock import in_turns, now
+from benchmarks.common.fits import silent_trainer
+from benchmarks.common.images import RandomDataModule
+from benchmarks.common.report import table
 from lit_ddpm import DDPM, UNet
 from lit_ddpm.data import DigitsDataModule, ImageDataModule, ImageTensors
 
-
-class CIFARSized(ImageDataModule):
-    """10,000 random images of the size of CIFAR-10's."""
-
-    image_shape = (3, 32, 32)
-
-    def splits(self) -> dict[str, ImageTensors]:
-        """See `ImageDataModule.splits`."""
-        images = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8)
-        return dict.fromkeys(("train", "val", "test"), ImageTensors(images, torch.zeros(10_000, dtype=torch.int64)))
+OPTIONS = {
+    "--epochs": {"type": int, "default": 5},
+}
 
 
 class Items(Dataset[Any]):
-    """One image at a time."""
+    """Images that are read one at a time.
+
+    Args:
+        split: The images.
+        as_torchvision: Convert each to PIL and back.
+    """
 
     def __init__(self, split: ImageTensors, as_torchvision: bool) -> None:
         self.split = split
@@ -45,62 +44,49 @@ class Items(Dataset[Any]):
         self.transform = v2.Compose([v2.Identity(), *steps])
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Counts the images."""
         return len(self.split)
 
+    @override
     def __getitem__(self, index: int) -> Any:
-        """One image and its label."""
         image, label = self.split[index]
         return self.transform(image), label
 
 
 def images_per_second(loader: Iterable[Any]) -> float:
-    """Of one epoch."""
-    start, count = time.perf_counter(), 0
-    for images, _ in loader:
-        count += len(images)
-    return count / (time.perf_counter() - start)
+    """Reads one epoch."""
+    start = now()
+    count = sum(len(images) for images, _ in loader)
+    return count / (now() - start)
 
 
-def share_of_waiting(data: ImageDataModule, steps: int = 12) -> float:
-    """What share of a training step passes until its batch is there, in medians."""
+def waiting_share(data: ImageDataModule, steps: int = 12) -> float:
+    """Trains and returns the median share of a step that passes until its batch is there."""
     profiler = SimpleProfiler()
-    shape = data.image_shape
-    assert shape is not None
-    module = DDPM(UNet(shape[0], width=32, multipliers=[1, 2]))
-    trainer = lightning.Trainer(
-        profiler=profiler,
-        max_steps=steps,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, data)
-    loop = "[_TrainingEpochLoop]"
+    module = DDPM(UNet(data.image_shape[0], width=32, multipliers=[1, 2]))
+    silent_trainer(profiler=profiler, max_steps=steps, logger=False).fit(module, data)
     durations = profiler.recorded_durations
-    waiting = statistics.median(durations[f"{loop}.train_dataloader_next"])
+    waiting = statistics.median(durations["[_TrainingEpochLoop].train_dataloader_next"])
     return waiting / (waiting + statistics.median(durations["run_training_batch"]))
 
 
-def main() -> None:
-    """Measures and prints."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5)
-    args = parser.parse_args()
-    print(f"{'images':<20}{'ours/s':>12}{'items/s':>12}{'ratio':>8}{'as torchvision/s':>19}{'ratio':>8}{'waiting':>10}")
-    for data in (DigitsDataModule(batch_size=128), CIFARSized(batch_size=128)):
+def main(args: Namespace) -> dict[str, dict[str, float]]:
+    """Measures the digits and random images of the size of CIFAR-10's."""
+    figures: dict[str, dict[str, float]] = {}
+    for data in (DigitsDataModule(batch_size=128), RandomDataModule(batch_size=128)):
         data.setup("fit")
-        split: Any = data.splits()["train"]
-        others = [DataLoader(Items(split, way), batch_size=128, shuffle=True, drop_last=True) for way in (False, True)]
-        loaders = [data.train_dataloader(), *others]
-        rows = [[images_per_second(loader) for loader in loaders] for _ in range(args.epochs)]
-        ours, items, torchvision = (statistics.median(column) for column in zip(*rows, strict=True))
-        ratios = f"{items:12,.0f}{ours / items:8.1f}{torchvision:19,.0f}{ours / torchvision:8.1f}"
-        print(f"{type(data).__name__:<20}{ours:12,.0f}{ratios}{share_of_waiting(data):10.2%}")
-
-
-if __name__ == "__main__":
-    main()
+        split = data.splits()["train"]
+        loaders = {"batches": data.train_dataloader()}
+        for name, as_torchvision in {"items": False, "torchvision": True}.items():
+            loaders[name] = DataLoader(Items(split, as_torchvision), batch_size=128, shuffle=True, drop_last=True)
+        speeds = in_turns({name: partial(images_per_second, loader) for name, loader in loaders.items()}, args.epochs)
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        figures[type(data).__name__] = medians | {"waiting": waiting_share(data)}
+    rows = []
+    for name, f in figures.items():
+        others = [
+            cell for way in ("items", "torchvision") for cell in (f"{f[way]:,.0f}", f"{f['batches'] / f[way]:.1f}")
+        ]
+        rows.append([name, f"{f['batches']:,.0f}", *others, f"{f['waiting']:.2%}"])
+    print(table(["", "images/s", "item by item", "ratio", "as torchvision", "ratio", "waiting"], rows))
+    return figures

@@ -1,118 +1,88 @@
-"""What a training step costs beyond its network: ``python -m benchmarks.overhead``.
+"""Cost of a training step beyond its network.
 
-Trains the model of ``configs/digits.yaml`` through Lightning with data module and logging, and times within each
-step the network's forward pass, the backward pass, and clipping and optimizer. What is left is the cost of the module,
-the logging, the data and Lightning. Prints medians over the steps, without and with `EMA`.
+Trains the model of ``configs/digits.yaml`` through Lightning with data module and logging, and times the network's
+forward pass, the backward pass, and clipping and optimizer within each step. The rest is the cost of the module, the
+logging, the data and Lightning. Prints medians over the steps, without and with `EMA`; both take turns, epoch by epoch.
 """
 
-import argparse
-import logging
 import statistics
 import tempfile
-import time
-import warnings
-from collections import defaultdict
+from argparse import Namespace
+from functools import partial
 from typing import Any
 
 import lightning
 import torch
-from lightning import Callback, LightningModule
+from lightning.pytorch.callbacks import LambdaCallback
 
-from lit_ddpm import DDPM, X0MSE, KLWeighting, LogSNRSchedule, StratifiedTimesteps, UNet, VParametrization
+from benchmarks.common.clock import Stopwatch, in_turns
+from benchmarks.common.fits import shipped_module, silent_trainer
+from benchmarks.common.report import table
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import DigitsDataModule
 from lit_ddpm.training.run_directory import RunLogger
 
 WARM_UP = 5  # steps left out
+PARTS = ("network forward", "backward", "clipping and optimizer")
+
+OPTIONS = {
+    "--batch_size": {"type": int, "default": 64},
+    "--epochs": {"type": int, "default": 10},
+}
 
 
-class Clock(Callback):
-    """Milliseconds of each part of each step."""
+def fit_epoch(batch_size: int, averages: bool) -> list[dict[str, float]]:
+    """Trains a new model for an epoch and returns the milliseconds of each step and its parts, without warm-up."""
+    watch = Stopwatch()
 
-    def __init__(self) -> None:
-        self.parts: dict[str, list[float]] = defaultdict(list)
-        self.started: dict[str, float] = {}
+    def next_step(*_: Any) -> None:
+        watch.stop("step")
+        watch.start("step")  # the data is part of the step
 
-    def start(self, part: str) -> None:
-        """Notes the time at which `part` begins."""
-        self.started[part] = time.perf_counter()
+    def hook(trainer: lightning.Trainer, *_: Any) -> None:
+        trainer.optimizers[0].register_step_post_hook(lambda *_: watch.stop("clipping and optimizer"))
 
-    def stop(self, part: str) -> None:
-        """Adds the time since `part` began."""
-        self.parts[part].append(1000 * (time.perf_counter() - self.started[part]))
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
-        """Hooks into network and optimizer."""
-        network = pl_module.denoiser.network
-        network.register_forward_pre_hook(lambda *_: self.start("network forward"))
-        network.register_forward_hook(lambda *_: self.stop("network forward"))
-        trainer.optimizers[0].register_step_post_hook(lambda *_: self.stop("clipping and optimizer"))
-
-    def on_before_backward(self, *_: Any) -> None:
-        """The backward pass begins."""
-        self.start("backward")
-
-    def on_after_backward(self, *_: Any) -> None:
-        """The backward pass ends."""
-        self.stop("backward")
-
-    def on_before_optimizer_step(self, *_: Any) -> None:
-        """Clipping and the optimizer's own work begin."""
-        self.start("clipping and optimizer")
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """A step lasts from the end of one to the end of the next, data included."""
-        if "step" in self.started:
-            self.stop("step")
-        self.start("step")
-
-
-def measure(batch_size: int, epochs: int, callbacks: list[Callback]) -> dict[str, float]:
-    """Median milliseconds of each part of a step."""
-    clock = Clock()
-    module = DDPM(
-        network=UNet(width=32, dropout=0.05, fourier_features=[3, 4]),
-        schedule=LogSNRSchedule(min=-6, max=8, num_steps=256),
-        parametrization=VParametrization(),
-        objective=X0MSE(KLWeighting()),
-        timesteps=StratifiedTimesteps(),
-        optimizer=lambda params: torch.optim.AdamW(params, lr=2e-3),
+    parts = LambdaCallback(
+        on_train_start=hook,
+        on_before_backward=lambda *_: watch.start("backward"),
+        on_after_backward=lambda *_: watch.stop("backward"),
+        on_before_optimizer_step=lambda *_: watch.start("clipping and optimizer"),
+        on_train_batch_end=next_step,
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        gradient_clip_val=0.004,
-        callbacks=[*callbacks, clock],
-        logger=RunLogger(tempfile.mkdtemp()),
-        log_every_n_steps=19,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DigitsDataModule(batch_size=batch_size))
-    medians = {part: statistics.median(times[WARM_UP:]) for part, times in clock.parts.items()}
-    named = [clock.parts[part][WARM_UP + 1 :] for part in clock.parts if part != "step"]
-    rest = [step - sum(parts) for step, *parts in zip(clock.parts["step"][WARM_UP:], *named, strict=True)]
-    return medians | {"everything else": statistics.median(rest)}
+    module = shipped_module("digits")
+    watch.time_forward(module.denoiser.network)
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = silent_trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            gradient_clip_val=0.004,
+            callbacks=[*([EMA(0.995)] if averages else []), parts],
+            logger=RunLogger(directory),
+            log_every_n_steps=19,
+        )
+        trainer.fit(module, DigitsDataModule(batch_size=batch_size))
+    steps = []
+    durations = [watch.durations[part][1:] for part in PARTS]  # a step is timed from the end of the one before
+    for step, *seconds in list(zip(watch.durations["step"], *durations, strict=True))[WARM_UP:]:
+        parts_and_rest = dict(zip(PARTS, seconds, strict=True)) | {"everything else": step - sum(seconds), "step": step}
+        steps.append({part: 1000 * value for part, value in parts_and_rest.items()})
+    return steps
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=10)
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    measure(args.batch_size, 1, [])
-    plain, averaged = measure(args.batch_size, args.epochs, []), measure(args.batch_size, args.epochs, [EMA(0.995)])
-    print(f"median milliseconds a step, batch {args.batch_size}, {torch.get_num_threads()} threads")
-    print(f"{'part':<24}{'ms':>9}{'share':>8}{'with EMA':>11}{'share':>8}")
-    for part in ("network forward", "backward", "clipping and optimizer", "everything else", "step"):
-        shares = [f"{times[part] / times['step']:8.1%}" for times in (plain, averaged)]
-        print(f"{part:<24}{plain[part]:9.2f}{shares[0]}{averaged[part]:11.2f}{shares[1]}")
-
-
-if __name__ == "__main__":
-    main()
+def main(args: Namespace) -> dict[str, dict[str, float]]:
+    """Measures the parts of a step."""
+    contestants = {
+        "without EMA": partial(fit_epoch, args.batch_size, False),
+        "with EMA": partial(fit_epoch, args.batch_size, True),
+    }
+    medians = {}
+    for name, epochs in in_turns(contestants, args.epochs, warm_up=True).items():
+        steps = [step for epoch in epochs for step in epoch]
+        medians[name] = {part: statistics.median(step[part] for step in steps) for part in steps[0]}
+    rows = [
+        [part, *(cell for m in medians.values() for cell in (f"{m[part]:.2f}", f"{m[part] / m['step']:.1%}"))]
+        for part in medians["without EMA"]
+    ]
+    print(f"Median milliseconds of a step, batch {args.batch_size}, {torch.get_num_threads()} threads:\n")
+    print(table(["part", "ms", "share", "ms with EMA", "share"], rows))
+    return medians

@@ -1,110 +1,75 @@
-"""What three programmes reach in the same time on the same cores: ``python -m benchmarks quality --root DIRECTORY``.
+"""Bits/dim and FID of lit_ddpm, diffusers and denoising-diffusion-pytorch after the same training time on MNIST.
 
-Each trains on MNIST for ten minutes with its documented defaults, in bfloat16 mixed precision: ours with
-``configs/mnist.yaml`` as ``docs/real_data.md`` has it for two cores, `diffusers` with the network and the settings of
-its guide to unconditional training, `denoising-diffusion-pytorch` with those of its README. Digits are padded to 32x32,
-since the peers' networks halve an image many times. Our ledger measures all three models, each through its own network
-and noise schedule, and one FID all three sets of drawings: by DDIM in the same number of steps, in the features of a
+Each trains for ten minutes on the same cores with its documented defaults, in bfloat16 mixed precision: lit_ddpm with
+``configs/mnist.yaml`` as in ``docs/real_data.md``, `diffusers` with the network and the settings of its guide to
+unconditional training, `denoising-diffusion-pytorch` with those of its README. Digits are padded to 32x32, since the
+networks of the other two halve an image many times. The ledger of lit_ddpm measures all three models, each through its
+own network and noise schedule. The FID is that of samples by DDIM in the same number of steps, in the features of a
 small classifier that is trained here.
 """
 
-import argparse
-import tempfile
 import time
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.utils import save_image
 
-from benchmarks.mnist_files import MNISTFiles
-from benchmarks.programmes import DenoisingDiffusionPytorch, Diffusers, Ours, Programme, Setting, quiet, write_images
-from benchmarks.report import machine, save, table
-from lit_ddpm import (
-    BetaSchedule,
-    Denoiser,
-    DiscretizedGaussian,
-    EpsParametrization,
-    Parametrization,
-    VParametrization,
-    variational_bound,
-)
-from lit_ddpm.cli.app import DDPMCLI
+from benchmarks.common.images import MNISTFiles, image_folder, write_grid
+from benchmarks.common.metrics import ImageMetrics
+from benchmarks.common.report import table
+from benchmarks.libraries import LIBRARIES, library
+from benchmarks.libraries.base import Library
+from lit_ddpm import Denoiser, DiscretizedGaussian, variational_bound
 from lit_ddpm.data import to_float, to_uint8
 from lit_ddpm.diffusion.ledger import Ledger, Report
-from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
-CONFIG = Path(__file__).parent.parent / "configs" / "mnist.yaml"
-GUIDE = {
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+OPTIONS = {
+    "--root": {"required": True, "help": "the folder with the files of MNIST's test split"},
+    "--minutes": {"type": float, "default": 10},
+    "--images": {"type": int, "default": 100, "help": "held-out images for the bound"},
+    "--calls": {"type": int, "default": 32, "help": "network calls per image for the bound"},
+    "--samples": {"type": int, "default": 256, "help": "samples for the FID"},
+    "--steps": {"type": int, "default": 20, "help": "steps of DDIM"},
+    "--pictures": {"help": "a folder for a grid of each library's samples"},
 }
-README = {"train_lr": 8e-5, "gradient_accumulate_every": 2, "ema_decay": 0.995}
 
 
-class OurDefaults(Ours):
-    """``configs/mnist.yaml``, whose learning rate falls to nothing within the time that there is."""
+class Classifier(nn.Module):
+    """A small classifier of uint8 digits ``[N, 1, 32, 32]`` that returns 64 features and the logits."""
 
-    ema_decay = 0.999
-    gradient_clip_val = 0.01
-    total_steps = 100
-
-    def make_module(self) -> Any:
-        """See `Ours.make_module`."""
-        length = f"--model.lr_scheduler.total_steps={self.total_steps + 1}"
-        return DDPMCLI(["--config", str(CONFIG), length, "--trainer.logger=false"], run=False).model
-
-    def train(self, num_steps: int, seconds: float = float("inf")) -> list[float]:
-        """See `Programme.train`; the time of the first steps, which find out how many there will be, counts too."""
-        start = time.perf_counter()
-        each = sorted(super().train(40))[20]
-        self.total_steps = int(0.97 * (seconds - (time.perf_counter() - start)) / each)
-        self.module = self.make_module()
-        self.network = self.module.denoiser.network
-        return super().train(min(num_steps, self.total_steps), seconds - (time.perf_counter() - start))
-
-
-class Peer(nn.Module):
-    """A network whose timesteps begin at 0, as one whose timesteps begin at 1."""
-
-    def __init__(self, call: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.call = call
+        layers: list[nn.Module] = []
+        for before, after in ((1, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 64), nn.ReLU())
+        self.classes = nn.Linear(64, 10)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The output for images ``[B, C, H, W]`` at timesteps ``[B]``."""
-        return self.call(x_t, t - 1)
-
-
-def denoiser_of(programme: Programme) -> Denoiser:
-    """A programme's averaged model, its noise schedule and what its network predicts, for our ledger."""
-    if isinstance(programme, Ours):
-        denoiser: Denoiser = programme.module.denoiser
-        return denoiser
-    parametrization: Parametrization
-    if isinstance(programme, Diffusers):
-        network = programme.accelerator.unwrap_model(programme.network)
-        programme.ema.copy_to(network.parameters())
-        betas, parametrization = programme.scheduler.betas, EpsParametrization()
-        peer = Peer(lambda x, t: network(x, t).sample)
-    else:
-        assert isinstance(programme, DenoisingDiffusionPytorch)
-        averaged = programme.trainer.ema.ema_model
-        betas, parametrization = averaged.betas, VParametrization()
-        peer = Peer(averaged.model)
-        network = averaged
-    network.eval()
-    # Clipped, as both peers' samplers have it.
-    return Denoiser(peer, BetaSchedule(betas.double().tolist()), parametrization, clip=True)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features ``[N, 64]`` and logits ``[N, 10]``."""
+        features = self.features(to_float(images, 256))
+        return features, self.classes(features)
 
 
-def bound(programme: Programme, images: Tensor, num_calls: int) -> Report:
-    """Our ledger of a programme's model, of uint8 images."""
-    denoiser = denoiser_of(programme)
+def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
+    """Trains the classifier."""
+    torch.manual_seed(0)
+    classifier = Classifier()
+    optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3)
+    for _ in range(4):
+        for rows in torch.randperm(len(images)).split(64):
+            loss = F.cross_entropy(classifier(images[rows])[1], labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return classifier.eval()
+
+
+def ledger_of(denoiser: Denoiser, images: Tensor, num_calls: int) -> Report:
+    """Estimates the bound of uint8 images."""
     ledger = Ledger(denoiser.schedule.num_steps, num_calls)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for first in range(0, len(images), 50):
@@ -114,88 +79,37 @@ def bound(programme: Programme, images: Tensor, num_calls: int) -> Report:
     return ledger.report()
 
 
-def classifier(images: Tensor, labels: Tensor) -> nn.Sequential:
-    """A small classifier of uint8 digits ``[N, 1, 32, 32]``; all but its last layer gives the features."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for before, after in ((1, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    network = nn.Sequential(nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 64), nn.ReLU()), nn.Linear(64, 10))
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    for _ in range(4):
-        for rows in torch.randperm(len(images)).split(64):
-            loss = F.cross_entropy(network(to_float(images[rows], 256)), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return network.eval()
+def train_and_measure(model: Library, test: Tensor, metrics: ImageMetrics, args: Namespace) -> tuple[Any, Tensor]:
+    """Trains a library's model and returns its figures and its samples, uint8."""
+    start = time.perf_counter()
+    steps = len(model.train(10**9, 60 * args.minutes)) + 1
+    minutes = (time.perf_counter() - start) / 60
+    total = ledger_of(model.denoiser(), test[: args.images], args.calls).terms["total"]
+    chunks = [model.sample(64, args.steps) for _ in range(-(-args.samples // 64))]
+    samples = to_uint8(torch.cat(chunks)[: args.samples])
+    figures = {"parameters": model.num_parameters(), "minutes": minutes, "steps": steps}
+    figures |= {"bpd": total.value, "bpd_error": total.se_images + total.se_noise}
+    return figures | metrics(samples, kid_subset_size=min(100, args.samples // 2)), samples
 
 
-def main() -> None:
-    """Trains, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="the folder with the files of MNIST's test split")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--images", type=int, default=100, help="held-out images for the bound")
-    parser.add_argument("--calls", type=int, default=32, help="network calls an image for the bound")
-    parser.add_argument("--drawings", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=20, help="of DDIM")
-    parser.add_argument("--pictures", help="a folder for a grid of each programme's drawings")
-    parser.add_argument("--json", help="a file for the figures")
-    args = parser.parse_args()
-    quiet()
+def main(args: Namespace) -> dict[str, Any]:
+    """Trains and measures all libraries."""
     splits = MNISTFiles(args.root).splits()
     train, test = (F.pad(splits[name].images, (2, 2, 2, 2)) for name in ("train", "test"))
-    network = classifier(train, splits["train"].labels)
-    with torch.no_grad():
-        right = network(to_float(test, 256)).argmax(1) == splits["test"].labels
-        real = RealStatistics.of_features(torch.cat([network[0](to_float(b, 256)) for b in train.split(500)]))
-    print(f"{machine()}\n\nThe classifier is right about {100 * float(right.float().mean()):.1f}% of the test split.\n")
-
-    rows, results = [], {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = write_images(Path(place) / "train", train)
-        makers: dict[str, Callable[[], Programme]] = {
-            Ours.name: lambda: OurDefaults(Setting(folder, 32, 1, batch_size=32, precision="bf16-mixed")),
-            Diffusers.name: lambda: Diffusers(Setting(folder, 32, 1, batch_size=16, precision="bf16-mixed"), **GUIDE),
-            DenoisingDiffusionPytorch.name: lambda: DenoisingDiffusionPytorch(
-                Setting(folder, 32, 1, width=64, batch_size=32, precision="bf16-mixed"),
-                {"dim_mults": (1, 2, 4, 8)},
-                README,
-            ),
-        }
-        for name, make in makers.items():
+    metrics = ImageMetrics(train_classifier(train, splits["train"].labels), train)
+    correct = metrics.extractor(test)[1].argmax(1) == splits["test"].labels
+    print(f"The classifier's accuracy on the test split is {100 * float(correct.float().mean()):.1f}%.\n")
+    rows, figures = [], {}
+    with image_folder(train) as folder:
+        for name in LIBRARIES:
             torch.manual_seed(0)
-            programme = make()
-            start = time.perf_counter()
-            steps = len(programme.train(10**9, 60 * args.minutes)) + 1
-            minutes = (time.perf_counter() - start) / 60
-            report = bound(programme, test[: args.images], args.calls)
-            chunks = [programme.sample(64, args.steps) for _ in range(-(-args.drawings // 64))]
-            drawings = to_uint8(torch.cat(chunks)[: args.drawings])
-            with torch.no_grad():
-                features = network[0](to_float(drawings, 256))
-                logits = network[1](features)
-            found = sample_metrics(real, features, logits, 100, min(100, args.drawings // 2), 1, 0)
-            total = report.terms["total"]
-            row = [f"{total.value:.3f} ± {total.se_images + total.se_noise:.3f}", f"{found['fid']:.2f}"]
-            rows.append([name, f"{programme.size / 1e6:.1f} M", f"{minutes:.1f}", f"{steps:,}", *row])
-            results[name] = {
-                "parameters": programme.size,
-                "minutes": minutes,
-                "steps": steps,
-                "bpd": total.value,
-                **found,
-            }
+            model = library(name).with_documented_defaults(folder)
+            f, samples = train_and_measure(model, test, metrics, args)
+            figures[name] = f
+            size, error = f"{f['parameters'] / 1e6:.1f} M", f"{f['bpd']:.3f} ± {f['bpd_error']:.3f}"
+            rows.append([name, size, f"{f['minutes']:.1f}", f"{f['steps']:,}", error, f"{f['fid']:.2f}"])
             print(f"{name}: {rows[-1][1:]}", flush=True)
             if args.pictures:
-                path = Path(args.pictures) / f"{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_image(drawings[:64].float() / 255, path, nrow=16)
-    header = ["programme", "parameters", "minutes", "steps", "bits/dim", "FID"]
-    print(f"\n{table(header, rows)}")
-    save(args.json, results)
-
-
-if __name__ == "__main__":
-    main()
+                write_grid(Path(args.pictures) / f"{name}.png", samples[:64])
+    print(f"\n{table(['library', 'parameters', 'minutes', 'steps', 'bits/dim', 'FID'], rows)}")
+    return figures

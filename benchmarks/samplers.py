@@ -1,21 +1,14 @@
-"""Network calls against FID for each sampler, on a model of the digits.
+"""FID of each sampler against its number of network calls, on a model of the digits.
 
-python -m benchmarks.samplers runs/digits/checkpoints/best.ckpt
-
-Prints a Markdown table: mean and standard deviation over seeds of the FID of 1,000 images in the digits' features.
+Prints mean and standard deviation over seeds of the FID of 1,000 images in the digits' features.
 """
 
-import argparse
-import statistics
+from argparse import Namespace
 
-import torch
-
-from benchmarks.digits_classifier import as_uint8
+from benchmarks.common.metrics import digits_metrics
+from benchmarks.common.report import mean_and_deviation, table
 from lit_ddpm import DDPM, AncestralSampler, DDIMSampler, DPMSolverSampler, Sampler
-from lit_ddpm.data import DigitsDataModule, to_uint8
-from lit_ddpm.metrics.digits import DigitsFeatures
-from lit_ddpm.metrics.features import extract
-from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
+from lit_ddpm.data import to_uint8
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ancestral": AncestralSampler,
@@ -23,36 +16,29 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "DPM-Solver++(2M)": DPMSolverSampler,
 }
 
+OPTIONS = {
+    "checkpoint": {"help": "a model of the digits"},
+    "--calls": {"type": int, "nargs": "+", "default": [5, 10, 25, 50, 100]},
+    "--images": {"type": int, "default": 1000},
+    "--seeds": {"type": int, "default": 3},
+}
 
-def main() -> None:
-    """Draws, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a model of the digits")
-    parser.add_argument("--calls", type=int, nargs="+", default=[5, 10, 25, 50, 100])
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
 
+def main(args: Namespace) -> dict[str, dict[str, list[float]]]:
+    """Samples and measures."""
     module = DDPM.load_from_checkpoint(args.checkpoint, map_location="cpu")
-    extractor = DigitsFeatures()
-    real = RealStatistics.of_features(extract(extractor, as_uint8(DigitsDataModule().splits()["train"]))[0])
-    every = module.denoiser.schedule.num_steps
+    metrics = digits_metrics()
 
-    def fid(sampler: Sampler) -> str:
-        values = []
-        for seed in range(args.seeds):
-            images = to_uint8(module.sample(args.images, seed, sampler=sampler), module.levels)
-            features = torch.cat([extract(extractor, part)[0] for part in images.split(500)])
-            values.append(sample_metrics(real, features, kid_subsets=1)["fid"])
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{spread}"
+    def fids(sampler: Sampler) -> list[float]:
+        samples = (module.sample(args.images, seed, sampler=sampler) for seed in range(args.seeds))
+        return [metrics(to_uint8(images, module.levels), kid_subsets=1)["fid"] for images in samples]
 
-    print(f"| network calls | {' | '.join(SAMPLERS)} |\n| --- |{' --- |' * len(SAMPLERS)}")
-    for calls in args.calls:
-        print(f"| {calls} | {' | '.join(fid(kind(calls)) for kind in SAMPLERS.values())} |", flush=True)
-    print(f"| {every}, all | {fid(AncestralSampler())} |{' |' * (len(SAMPLERS) - 1)}")
+    figures = {str(calls): {name: fids(kind(calls)) for name, kind in SAMPLERS.items()} for calls in args.calls}
+    figures[f"{module.denoiser.schedule.num_steps}, all"] = {"ancestral": fids(AncestralSampler())}
+    rows = [
+        [calls, *(mean_and_deviation(found[name], ".2f") if name in found else "" for name in SAMPLERS)]
+        for calls, found in figures.items()
+    ]
+    print(table(["network calls", *SAMPLERS], rows))
     print(f"\nFID of {args.images:,} images, {args.seeds} seeds.")
-
-
-if __name__ == "__main__":
-    main()
+    return figures

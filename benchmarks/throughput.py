@@ -1,126 +1,91 @@
-"""How fast three programmes train and draw, side by side: ``python -m benchmarks throughput``.
+"""Training and sampling speed of lit_ddpm, diffusers and denoising-diffusion-pytorch.
 
-Ho et al.'s CIFAR-10 network at several widths. `diffusers` gets the same blocks as ours, and the same number of
-parameters; the network of `denoising-diffusion-pytorch` is its nearest. Each programme has a process of its own, and
-they take turns within each round; a ratio is that of two neighbours in a round, and its spread is over the rounds.
-Each is measured in float32 and in bfloat16 mixed precision; ours compiled too, with ``--compile``.
+Trains Ho et al.'s CIFAR-10 network at several widths. `diffusers` gets the same blocks as lit_ddpm and the same number
+of parameters; the network of `denoising-diffusion-pytorch` is its nearest. Each library runs in a separate process.
+They take turns within each round, and a ratio is that of two measurements in one round. Each is measured in float32 and
+in bfloat16 mixed precision; lit_ddpm also compiled, with ``--compile``.
 """
 
-import argparse
 import statistics
-import sys
-import tempfile
-from collections import defaultdict
+from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from benchmarks.common.clock import in_turns
+from benchmarks.common.images import image_folder, random_images
+from benchmarks.common.report import ratios, spread, table
+from benchmarks.libraries import LIBRARIES
+from benchmarks.libraries.base import PRECISIONS, Setting, channels_last
+from benchmarks.libraries.worker import Worker, ask_in_turns
 
-from benchmarks.programmes import PROGRAMMES, Contestant, Diffusers, Ours, Setting, write_images
-from benchmarks.report import machine, ratios, save, spread, table
-
-PRECISIONS = ("32-true", "bf16-mixed")
-
-
-def random_images(count: int = 512, size: int = 32) -> Tensor:
-    """Smooth random pictures, uint8 ``[count, 3, size, size]``."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, size // 4, size // 4, generator=generator)
-    return (255 * torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)).to(torch.uint8)
-
-
-def channels_last(precision: str) -> bool:
-    """Whether that is faster, on a CPU as `benchmarks.ladder` found it."""
-    return torch.cuda.is_available() or precision == "32-true"
+OPTIONS = {
+    "--widths": {"type": int, "nargs": "+", "default": [32, 64]},
+    "--rounds": {"type": int, "default": 5},
+    "--steps": {"type": int, "default": 8, "help": "training steps and reverse steps in a round"},
+    "--compile": {"action": "store_true", "help": "also measure lit_ddpm with a compiled network"},
+}
 
 
-def contestants(folder: str, width: int, compiled: bool) -> dict[str, Contestant]:
-    """Each programme in each precision, and ours compiled if that is asked for."""
-    found: dict[str, Contestant] = {}
+def start_workers(folder: str, width: int, compiled: bool) -> dict[str, Worker]:
+    """Starts each library in each precision, and a compiled lit_ddpm if requested."""
+    workers: dict[str, Worker] = {}
     for precision in PRECISIONS:
         setting = Setting(folder, width=width, precision=precision, channels_last=channels_last(precision))
-        found |= {f"{name}, {precision}": Contestant(name, setting) for name in PROGRAMMES}
+        workers |= {f"{name}, {precision}": Worker(name, setting) for name in LIBRARIES}
     if compiled:
-        found[f"{Ours.name}, {precision}, compiled"] = Contestant(Ours.name, replace(setting, compile=True))
-    return found
+        workers[f"lit_ddpm, {precision}, compiled"] = Worker("lit_ddpm", replace(setting, compile=True))
+    return workers
 
 
-def in_turns(all_of_them: dict[str, Contestant], rounds: int, task: str, *args: int) -> dict[str, list[float]]:
-    """The seconds of a task for each, in rounds after one that warms up."""
-    seconds = defaultdict(list)
-    for number in range(rounds + 1):
-        for name, contestant in all_of_them.items():
-            value = contestant.ask(task, *args)
-            if number > 0:
-                seconds[name].append(value)
-            print(f"{task}, round {number} of {rounds}: {name} {1000 * value:.0f} ms", file=sys.stderr, flush=True)
-    return dict(seconds)
-
-
-def compare(seconds: dict[str, list[float]]) -> str:
-    """The programmes' milliseconds, and how many times as long each takes as ours in the same precision and at best."""
-    ours = {name: values for name, values in seconds.items() if name.startswith(Ours.name)}
-    fastest = min(ours, key=lambda name: statistics.median(ours[name]))
+def comparison(seconds: dict[str, list[float]], workers: dict[str, Worker]) -> str:
+    """Formats milliseconds, and time relative to lit_ddpm in the same precision and to the fastest lit_ddpm."""
+    candidates = [name for name in seconds if name.startswith("lit_ddpm")]
+    fastest = min(candidates, key=lambda name: statistics.median(seconds[name]))
     rows = []
     for name, values in seconds.items():
-        same = f"{Ours.name}, {name.split(', ')[1]}"
-        rows.append(
-            [name, spread([1000 * v for v in values]), ratios(values, seconds[same]), ratios(values, seconds[fastest])]
-        )
-    return table(["programme", "ms", "times ours in that precision", f"times {fastest}"], rows)
+        same_precision = seconds[f"lit_ddpm, {workers[name].setting.precision}"]
+        milliseconds = spread([1000 * value for value in values])
+        rows.append([name, milliseconds, ratios(values, same_precision), ratios(values, seconds[fastest])])
+    return table(["library", "ms", "relative to lit_ddpm, same precision", f"relative to {fastest}"], rows)
 
 
-def starts(folder: str, width: int, rounds: int) -> tuple[str, Any]:
-    """A table of start-up and peak memory."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    memory: dict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
-        for name in PROGRAMMES:
-            contestant = Contestant(name, Setting(folder, width=width))
-            seconds[name].append(contestant.start_seconds)
-            memory[name].append(contestant.end())
-    rows = []
-    for name in PROGRAMMES:
-        figures = [[spread(of[name]), ratios(of[name], of[Ours.name])] for of in (seconds, memory)]
-        rows.append([name, *figures[0], *figures[1]])
-    header = ["programme", "start to second step, s", "times ours", "peak memory, GiB", "times ours"]
+def start_up(folder: str, width: int, rounds: int) -> tuple[str, dict[str, Any]]:
+    """Measures the time to the second training step and the peak memory."""
+
+    def measure(name: str) -> tuple[float, float]:
+        worker = Worker(name, Setting(folder, width=width))
+        return worker.start_seconds, worker.close()
+
+    found = in_turns({name: partial(measure, name) for name in LIBRARIES}, rounds)
+    seconds, memory = ({name: [pair[i] for pair in pairs] for name, pairs in found.items()} for i in (0, 1))
+    rows = [
+        [name, *(cell for of in (seconds, memory) for cell in (spread(of[name]), ratios(of[name], of["lit_ddpm"])))]
+        for name in LIBRARIES
+    ]
+    relative = "relative to lit_ddpm"
+    header = ["library", "start to second step, s", relative, "peak memory, GiB", relative]
     return table(header, rows), {"seconds": seconds, "gib": memory}
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="training steps and reverse steps in a round")
-    parser.add_argument("--compile", action="store_true", help="measure ours compiled, too")
-    parser.add_argument("--json", help="a file for the figures")
-    args = parser.parse_args()
-
-    results: dict[str, Any] = {}
-    print(f"{machine()}\n")
-    with tempfile.TemporaryDirectory() as place:
-        folder = write_images(Path(place) / "images", random_images())
+def main(args: Namespace) -> dict[str, Any]:
+    """Measures training steps, reverse steps, start-up and peak memory."""
+    figures: dict[str, Any] = {}
+    with image_folder(random_images()) as folder:
         for width in args.widths:
-            all_of_them = contestants(folder, width, args.compile)
-            sizes = {name: all_of_them[f"{name}, {PRECISIONS[0]}"].ask("size") for name in PROGRAMMES}
-            if sizes[Ours.name] != sizes[Diffusers.name]:
-                raise RuntimeError(f"the networks are not alike: {sizes}")
+            workers = start_workers(folder, width, args.compile)
+            sizes = {name: workers[f"{name}, {PRECISIONS[0]}"].ask("num_parameters") for name in LIBRARIES}
+            if sizes["lit_ddpm"] != sizes["diffusers"]:
+                raise RuntimeError(f"the networks of lit_ddpm and diffusers differ in size: {sizes}")
             counts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
             print(f"### Width {width}\n\nParameters: {counts}. Batches of 16 images of 32x32.\n")
-            training = in_turns(all_of_them, args.rounds, "training", args.steps)
-            print(f"A training step:\n\n{compare(training)}\n")
-            drawing = in_turns(all_of_them, args.rounds, "drawing", 16, args.steps)
-            print(f"A reverse step of DDIM:\n\n{compare(drawing)}\n", flush=True)
-            results[f"width {width}"] = {"parameters": sizes, "training": training, "drawing": drawing}
-            for contestant in all_of_them.values():
-                contestant.end()
-        text, results["start"] = starts(folder, args.widths[0], args.rounds)
+            training = ask_in_turns(workers, args.rounds, "training", args.steps)
+            print(f"A training step:\n\n{comparison(training, workers)}\n")
+            sampling = ask_in_turns(workers, args.rounds, "sampling", 16, args.steps)
+            print(f"A reverse step of DDIM:\n\n{comparison(sampling, workers)}\n", flush=True)
+            figures[f"width {width}"] = {"parameters": sizes, "training": training, "sampling": sampling}
+            for worker in workers.values():
+                worker.close()
+        text, figures["start"] = start_up(folder, args.widths[0], args.rounds)
         print(f"### Start-up and memory, width {args.widths[0]}, float32\n\n{text}")
-    save(args.json, results)
-
-
-if __name__ == "__main__":
-    main()
+    return figures

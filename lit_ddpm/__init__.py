@@ -7,7 +7,15 @@ from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDec
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
 from lit_ddpm.diffusion.guidance import GuidedDenoiser
-from lit_ddpm.diffusion.objective import X0MSE, HybridObjective, Objective, PosteriorKL, PredictionMSE
+from lit_ddpm.diffusion.objective import (
+    X0MSE,
+    HybridObjective,
+    Objective,
+    PosteriorKL,
+    PredictionMSE,
+    TrainingLoss,
+    training_loss,
+)
 from lit_ddpm.diffusion.parametrization import (
     EpsParametrization,
     MeanParametrization,
@@ -74,6 +82,7 @@ __all__ = [
     "SigmoidSchedule",
     "StratifiedTimesteps",
     "TimestepSampler",
+    "TrainingLoss",
     "UNet",
     "UniformTimesteps",
     "UniformWeighting",
@@ -85,6 +94,7 @@ __all__ = [
     "kl_weight",
     "q_marginal",
     "q_posterior",
+    "training_loss",
     "variational_bound",
 ]
 

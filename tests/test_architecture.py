@@ -9,7 +9,7 @@ import lit_ddpm
 
 PACKAGE = Path(lit_ddpm.__file__).parent
 # Each package imports from those before it, and from itself.
-ORDER = "_internal nn diffusion metrics data training callbacks cli compare".split()
+ORDER = ["_internal", "nn", "diffusion", "metrics", "data", "training", "callbacks", "cli", "compare"]
 WITHOUT_LIGHTNING = ORDER[:4]
 
 
@@ -33,7 +33,7 @@ def test_imports_run_one_way():
             assert name.split(".")[0] != "lightning", path
 
 
-def test_the_mathematics_works_where_lightning_cannot_be_imported():
+def test_the_mathematics_works_without_lightning():
     modules = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
         for package in WITHOUT_LIGHTNING

@@ -1,10 +1,11 @@
-"""The programmes under benchmarks/ start, and compute what their tables say."""
+"""The programs under benchmarks/ start, and their tables are right."""
 
 import runpy
 import sys
 
 import pytest
 import torch
+from helpers import ROOT, set_up
 from torch import nn
 
 from benchmarks import report
@@ -14,7 +15,7 @@ from lit_ddpm import UNet
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_says_what_it_does(name, monkeypatch, capsys):
+def test_each_benchmark_has_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--help"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
@@ -23,26 +24,26 @@ def test_each_says_what_it_does(name, monkeypatch, capsys):
     assert f"benchmarks {name}" in out or f"benchmarks.{name}" in out
 
 
-def test_an_unknown_one_is_one_sentence(monkeypatch):
+def test_an_unknown_benchmark_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
     with pytest.raises(SystemExit, match=r"usage: python -m benchmarks \{.*throughput\}"):
         runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
 
 
-def test_ratios_are_those_of_neighbours():
-    """A machine that slows down between rounds changes no ratio."""
+def test_ratios_compare_within_a_round():
+    """A machine that slows down between rounds does not change the ratios."""
     assert report.ratios([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == "2.00 (2.00 to 2.00)"
     assert report.spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
     assert report.table(["a", "b"], [[1, 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_convolutions_alone_are_those_of_the_network(precision):
+def test_convolutions_are_those_of_the_network(precision):
     network = UNet(1, width=8, num_blocks=1)
     alone = Convolutions(network, torch.randn(2, 1, 8, 8), precision)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert {id(module) for module, _, _ in alone.calls} == {id(module) for module in convolutions}
-    assert not alone.calls[0][1].requires_grad  # nobody needs the gradient of the images
+    assert not alone.calls[0][1].requires_grad  # the images need no gradient
     assert all(x.requires_grad for _, x, _ in alone.calls[1:])
     assert alone.seconds(backward=False) > 0
     assert alone.seconds(backward=True) > 0
@@ -63,5 +64,18 @@ def test_the_convolutions_alone_are_those_of_the_network(precision):
         ("aten::randn", "other operators"),
     ],
 )
-def test_operators_are_counted_once_and_by_their_kind(name, kind):
+def test_operators_are_grouped_by_kind(name, kind):
     assert kind_of(name) == kind
+
+
+REAL = ROOT.parent / "shared" / "data" / "mnist"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the MNIST files are absent")
+def test_the_real_mnist_files_are_read():
+    from benchmarks.mnist_files import MNISTFiles
+
+    data = set_up(MNISTFiles(str(REAL)))
+    assert {name: len(split) for name, split in data.splits().items()} == {"train": 9000, "val": 200, "test": 800}
+    labels = torch.cat([split.labels for split in data.splits().values()])
+    assert labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

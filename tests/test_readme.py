@@ -1,15 +1,15 @@
-"""The README's own lines, run."""
+"""The code blocks and links of the README."""
 
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning
 import pytest
+from helpers import ROOT
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -19,7 +19,7 @@ def test_the_two_commands_are_the_first_block():
     assert first[1] == 'pip install -e ".[test]" && pytest'
 
 
-def test_the_subclass_runs_from_the_command_line_and_from_python(monkeypatch, tmp_path):
+def test_the_subclass_runs_from_command_line_and_python(monkeypatch, tmp_path):
     subclass, script, _ = BLOCKS
     (tmp_path / "mine.py").write_text(subclass)
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--model.width=8", "--data.eval_batch_size=360"]
@@ -49,5 +49,5 @@ def test_the_mathematics_runs(capsys):
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs)/[\w/.]+\w", README))))
-def test_files_that_it_names_are_there(path):
-    assert (Path(__file__).parent.parent / path).exists()
+def test_linked_files_exist(path):
+    assert (ROOT / path).exists()

@@ -18,7 +18,7 @@ import lit_ddpm
 from lit_ddpm import DDPM, DiscretizedGaussian
 
 T = 24
-NEEDS = {"BetaSchedule": {"betas": [0.2] * T}}  # arguments without a default; all else is made with few steps
+NEEDS = {"BetaSchedule": {"betas": [0.2] * T}}  # arguments without a default; the others get num_steps
 
 
 def classes(base):
@@ -79,7 +79,7 @@ def make(choice):
 
 
 def sort_out():
-    """The combinations that can be made, and the reasons of all others."""
+    """The valid combinations, and the errors of all others."""
     valid, reasons = [], set()
     for names in itertools.product(*FACTORS.values()):
         choice = dict(zip(FACTORS, names, strict=True))
@@ -97,7 +97,7 @@ def pairs(choice):
 
 
 def covering(valid):
-    """Few combinations in which every pair of parts that can go together does, greedily; the same ones each time."""
+    """A small set of combinations that covers every valid pair of parts, chosen greedily with a fixed seed."""
     rng = random.Random(0)
     everything = [{**choice, "precision": rng.choice(PRECISIONS)} for choice in valid]
     wanted = set().union(*(pairs(choice) for choice in everything))
@@ -117,7 +117,7 @@ def matrix():
     return sort_out()
 
 
-def test_every_combination_is_refused_with_a_reason_or_valid(matrix):
+def test_every_combination_is_valid_or_refused_with_a_reason(matrix):
     valid, reasons = matrix
     for reason in reasons:
         assert re.search(REASONS, reason), reason
@@ -128,7 +128,7 @@ def test_every_combination_is_refused_with_a_reason_or_valid(matrix):
         assert {choice[factor] for choice in valid} == set(names)
 
 
-def test_a_covering_part_of_the_valid_ones_trains_and_samples(matrix):
+def test_a_pairwise_covering_trains_and_samples(matrix):
     images = torch.randint(0, 17, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 8 - 1
     for choice in covering(matrix[0]):
         settings = dict(choice)

@@ -1,1 +1,1 @@
-"""Helpers that are not part of the interface."""
+"""Helpers that are not part of the public interface."""

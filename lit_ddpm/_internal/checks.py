@@ -1,8 +1,17 @@
 """Checks of settings."""
 
+from collections.abc import Collection
 
-def check_at_least(owner: object, least: int, **settings: int | None) -> None:
-    """Raises a ValueError that names the first of an object's settings that is less than `least`; None is let pass."""
+
+def check_at_least(owner: object, least: float, **settings: float | None) -> None:
+    """Raises a ValueError for the first setting of `owner` that is less than `least`; None is allowed."""
     for name, value in settings.items():
         if value is not None and value < least:
             raise ValueError(f"{name} = {value} of {type(owner).__name__} must be at least {least}.")
+
+
+def check_one_of(owner: str, allowed: Collection[object], **settings: object) -> None:
+    """Raises a ValueError for the first setting that is not among the values `allowed`."""
+    for name, value in settings.items():
+        if value not in allowed:
+            raise ValueError(f"{name} = {value!r} of {owner} must be one of {', '.join(map(str, allowed))}.")

@@ -1,52 +1,38 @@
-"""Objects that can be written down as plain data and built again.
+"""Plain data that describes an object, from which it can be built again.
 
-A checkpoint must load with ``weights_only=True``, which allows numbers, strings and containers but no pickled
-objects. `Configurable` remembers the arguments of a constructor and `as_config` turns them into the
-``class_path`` / ``init_args`` form that the command line reads too.
+A checkpoint loads with ``weights_only=True``: numbers, strings and containers, but no pickled objects. `as_config`
+writes an object in the ``class_path`` / ``init_args`` form of the command line.
 """
 
-import functools
-import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+import sys
 from typing import Any
 
 from torch import Tensor
 
 
 class Configurable:
-    """Remembers what its constructor was called with, for `as_config`; subclasses need to do nothing.
+    """A class whose instances keep each constructor argument as an attribute of the same name.
 
-    A dataclass needs no such memory: its fields say it.
+    Dataclasses do so by themselves, and so does any other class that follows this convention of scikit-learn.
     """
 
-    _init_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Wraps the constructor of each subclass; the outermost one called is the one remembered."""
-        super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            # mypy has no type for replacing a constructor
-            cls.__init__ = _remember_call(cls.__init__)  # type: ignore[method-assign]
-
-
-def _remember_call(init: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(init)
-    def wrapped(self: Configurable, *args: Any, **kwargs: Any) -> None:
-        if "_init_call" not in self.__dict__:
-            # Not setattr: a torch module accepts no attributes before its own constructor has run.
-            object.__setattr__(self, "_init_call", (args, kwargs))
-        init(self, *args, **kwargs)
-
-    return wrapped
+def public_path(kind: type) -> str | None:
+    """Returns the shortest path to import `kind` from, such as ``lit_ddpm.LinearSchedule``; None for a local class."""
+    parts = kind.__module__.split(".")
+    for end in range(1, len(parts) + 1):
+        module = ".".join(parts[:end])
+        if getattr(sys.modules.get(module), kind.__name__, None) is kind:
+            return f"{module}.{kind.__name__}"
+    return None
 
 
 def as_config(value: Any) -> Any:
-    """The plain data that describes `value`: numbers, strings, lists, dicts and nested ``class_path`` entries.
+    """Returns plain data for `value`: numbers, strings, lists, dicts and nested ``class_path`` entries.
 
     Raises:
-        TypeError: If `value` holds an object that is neither plain nor a `Configurable` of an importable class.
+        TypeError: If `value` contains an object that is neither plain data nor a `Configurable` of an importable class.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -56,14 +42,24 @@ def as_config(value: Any) -> Any:
         return {str(key): as_config(item) for key, item in value.items()}
     if isinstance(value, Tensor):
         return value.tolist()
-    if isinstance(value, Configurable):
-        kind = type(value)
-        if getattr(importlib.import_module(kind.__module__), kind.__qualname__, None) is kind:
-            if is_dataclass(value) and "_init_call" not in vars(value):
-                arguments = {field.name: getattr(value, field.name) for field in fields(value)}
-            else:
-                args, kwargs = value._init_call
-                arguments = inspect.signature(kind).bind(*args, **kwargs).arguments
-            init_args = {name: as_config(item) for name, item in arguments.items()}
-            return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
-    raise TypeError(f"{type(value).__name__} cannot be written down as plain data.")
+    path = public_path(type(value))
+    if not isinstance(value, Configurable) or path is None:
+        raise TypeError(f"{type(value).__name__} cannot be written as plain data.")
+    init_args = {}
+    for name in _constructor_parameters(type(value)):
+        if not hasattr(value, name):
+            raise TypeError(f"{type(value).__name__} does not keep its argument {name} as an attribute.")
+        init_args[name] = as_config(getattr(value, name))
+    return {"class_path": path, "init_args": init_args}
+
+
+def _constructor_parameters(kind: type) -> list[str]:
+    """Returns the names of the arguments of a constructor, with those that its ``**kwargs`` pass to a base class."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(base).parameters.values())
+            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return list(dict.fromkeys(names))

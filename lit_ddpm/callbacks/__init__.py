@@ -1,5 +1,6 @@
-"""Lightning callbacks."""
+"""Lightning callbacks for `lit_ddpm.DDPM`."""
 
+from lit_ddpm.callbacks.base import DDPMCallback
 from lit_ddpm.callbacks.elbo_profile import ELBOProfile
 from lit_ddpm.callbacks.ema import EMA
 from lit_ddpm.callbacks.performance import Performance
@@ -7,4 +8,4 @@ from lit_ddpm.callbacks.sample_grid import SampleGrid
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 
-__all__ = ["EMA", "ELBOProfile", "Performance", "SampleGrid", "SampleMetrics", "SampleWriter"]
+__all__ = ["EMA", "DDPMCallback", "ELBOProfile", "Performance", "SampleGrid", "SampleMetrics", "SampleWriter"]

@@ -1,125 +1,124 @@
-"""The bound by timestep, while training and in testing."""
+"""The bound by timestep, in training and testing."""
 
 import csv
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm.callbacks import plots
-from lit_ddpm.callbacks.loggers import log_config, log_picture, log_table, step_of, summarize
+from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.loggers import log_config, log_image, log_table, step_of, summarize
 from lit_ddpm.diffusion.bound import bits_per_dim
 from lit_ddpm.diffusion.gaussian import to_float64
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.diffusion.weighting import kl_weight
+from lit_ddpm.training.evaluation import Split
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.run_directory import run_directory
+from lit_ddpm.training.run_directory import RunDirectory
 
 
-class ELBOProfile(Callback):
-    """Shows where the bits go: pictures and a table of the bound by timestep, from what validation computed anyway.
+class ELBOProfile(DDPMCallback):
+    """Plots the bound by timestep, from the network calls of validation and testing.
 
-    - ``<split>/elbo_terms``: each term L_{t-1} against t, beside its running estimate from training batches.
-    - ``<split>/elbo_rate``: what has been paid of the bound from T down to t.
+    - ``<split>/elbo_terms``: each term L_{t-1} against t, next to its running mean over training batches.
+    - ``<split>/elbo_rate``: the cumulative bound from T down to t.
     - ``<split>/rate_distortion``: that rate against the RMSE of x0_hat (Ho et al. 2020, figure 5).
-    - ``objective_weights``: the objective's weight on the x0-MSE beside the KL's, once.
-    - ``<split>/elbo_profile``: the numbers behind the pictures.
+    - ``objective_weights``: the objective's weight on the x0-MSE next to that of the KL, once.
+    - ``<split>/elbo_profile``: the values of the plots as a table.
 
-    Pictures and table go to ``profile/`` in the run's directory, pictures to TensorBoard and W&B, the table to W&B. The
-    configuration that loggers keep gets the objective and its weighting by name, and the summary the best ``val/bpd``.
+    Plots and table are written to ``profile/`` in the run directory. TensorBoard and W&B receive the plots, W&B also
+    the table. The loggers' configuration receives the names of the objective and its weighting, and the W&B summary
+    shows the best ``val/bpd``.
 
     Args:
-        every_n_epochs: Draw after the validation of every so many epochs; ``validate`` and ``test`` always draw.
+        every_n_epochs: Plot in the validation of every n-th epoch; ``validate`` and ``test`` always plot.
 
     Raises:
         ValueError: If `every_n_epochs` is less than 1.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
-        check_at_least(self, 1, every_n_epochs=every_n_epochs)
-        self.every_n_epochs = every_n_epochs
-        self._training: Tensor | None = None
+        super().__init__(every_n_epochs)
+        self._training_kl: Tensor | None = None  # sums and counts by timestep since the last plot, [2, T - 1]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that the module has a bound."""
-        if not isinstance(pl_module, DDPM):
-            raise ValueError(f"ELBOProfile shows the bound of a DDPM, not of a {type(pl_module).__name__}.")
-
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says by name what is trained, and shows the weights."""
-        assert isinstance(pl_module, DDPM)
-        self._training = None
-        objective, denoiser = pl_module.objective, pl_module.denoiser
-        weighting = getattr(objective, "weighting", None)
-        parts = {"objective": objective, "parametrization": denoiser.parametrization, "schedule": denoiser.schedule}
-        names = {name: type(part).__name__ for name, part in parts.items()}
+        module = self.ddpm(pl_module)
+        self._training_kl = None
+        parts = {
+            "objective": module.objective,
+            "parametrization": module.denoiser.parametrization,
+            "schedule": module.denoiser.schedule,
+        }
+        names = {key: type(part).__name__ for key, part in parts.items()}
+        weighting = getattr(module.objective, "weighting", None)  # of X0MSE, or of a user's objective
         names["weighting"] = type(weighting).__name__ if weighting is not None else "none"
         log_config(trainer, {"names": names})
         summarize(trainer, "val/bpd", "min")
         label = names["objective"] + (f", {names['weighting']}" if weighting is not None else "")
-        path = run_directory(trainer) / "profile" / "objective_weights.png"
+        path = RunDirectory.of_trainer(trainer).profile / "objective_weights.png"
         if trainer.is_global_zero:
-            picture = plots.plot_weights(*_weights(pl_module), label)
-            log_picture(trainer, "objective_weights", picture, path, label)
+            log_image(trainer, "objective_weights", plots.plot_weights(*_weights(module), label), path, label)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the batch to the running estimate, on the device."""
-        assert isinstance(pl_module, DDPM)
-        if pl_module.last_kl is None:
+        module = self.ddpm(pl_module)
+        if (last := module.last_kl) is None:
             return
-        t, kl = pl_module.last_kl
-        self._training = self._training if self._training is not None else _no_terms(pl_module)
-        self._training.index_add_(1, (t - 2).to(kl.device), torch.stack([kl, torch.ones_like(kl)]))
+        if self._training_kl is None:
+            self._training_kl = _zeros(module)
+        values = torch.stack([last.kl, torch.ones_like(last.kl)])
+        self._training_kl.index_add_(1, (last.t - 2).to(last.kl.device), values)
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws in the epochs for it."""
-        due = trainer.state.fn == "validate" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if due and not trainer.sanity_checking:
-            self._draw(trainer, pl_module, "val")
+        if self.is_due(trainer):
+            self._plot(trainer, self.ddpm(pl_module), "val")
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the full bound."""
-        self._draw(trainer, pl_module, "test")
+        self._plot(trainer, self.ddpm(pl_module), "test")
 
-    def _draw(self, trainer: Trainer, module: LightningModule, split: str) -> None:
-        assert isinstance(module, DDPM)
-        report = module.last_report
+    def _plot(self, trainer: Trainer, module: DDPM, split: Split) -> None:
+        report = module.evaluator.last_report
         assert report is not None
-        training = self._training if self._training is not None else _no_terms(module)
-        training = trainer.strategy.reduce(training, reduce_op="sum") if trainer.world_size > 1 else training
-        self._training = None
-        directory = run_directory(trainer) / "profile"
+        training_kl = self._training_kl if self._training_kl is not None else _zeros(module)
+        if trainer.world_size > 1:
+            training_kl = trainer.strategy.reduce(training_kl, reduce_op="sum")
+        self._training_kl = None
+        directory = RunDirectory.of_trainer(trainer).profile
         if not trainer.is_global_zero:
             return
-        nats, counts = training.double().cpu()
+        nats, counts = training_kl.double().cpu()
         in_unit = bits_per_dim(nats, 1) if report.unit == "bits/dim" else nats
         table = plots.profile_table(report, (in_unit, counts), *_weights(module))
-        pictures = {
+        images = {
             "elbo_terms": plots.plot_terms(table, report.unit),
             "elbo_rate": plots.plot_rate(table, report.terms["total"].value, report.unit),
             "rate_distortion": plots.plot_rate_distortion(table, report.unit),
         }
-        caption = f"step {step_of(trainer)}, {report.num_images} images, {report.num_calls} network calls an image"
-        for name, picture in pictures.items():
-            path = directory / f"{split}_{name}_{step_of(trainer):07d}.png"
-            log_picture(trainer, f"{split}/{name}", picture, path, caption)
+        step = step_of(trainer)
+        caption = f"step {step}, {report.num_images} images, {report.num_calls} network calls for each image"
+        for name, image in images.items():
+            log_image(trainer, f"{split}/{name}", image, directory / f"{split}_{name}_{step:07d}.png", caption)
         rows = torch.tensor([column.tolist() for column in table.values()], dtype=torch.float64).T.tolist()
         log_table(trainer, f"{split}/elbo_profile", list(table), rows)
-        with (directory / f"{split}_elbo_profile_{step_of(trainer):07d}.csv").open("w", newline="") as file:
+        with (directory / f"{split}_elbo_profile_{step:07d}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([list(table), *rows])
 
 
-def _no_terms(module: DDPM) -> Tensor:
-    """Sums and numbers of KL terms by timestep, on the module's device."""
+def _zeros(module: DDPM) -> Tensor:
     return to_float64(torch.zeros(2, module.denoiser.schedule.num_steps - 1, device=module.device))
 
 
 def _weights(module: DDPM) -> tuple[list[float], list[float]]:
+    """Returns the weights on the x0-MSE of the objective and of the KL, for t = 2..T."""
     denoiser = module.denoiser
     t = torch.arange(2, denoiser.schedule.num_steps + 1)
-    of_kl = kl_weight(denoiser.schedule, t, denoiser.variance)
-    return weight_on_x0_mse(module.objective, denoiser).tolist(), of_kl.tolist()
+    weights_of_kl = kl_weight(denoiser.schedule, t, denoiser.variance)
+    return weight_on_x0_mse(module.objective, denoiser).tolist(), weights_of_kl.tolist()

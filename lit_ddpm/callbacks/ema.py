@@ -6,30 +6,30 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from typing_extensions import override
 
 from lit_ddpm.training.distributed import SHARDED
+from lit_ddpm.training.evaluation import SplitBound
 from lit_ddpm.training.module import DDPM
 
 
 class EMA(WeightAveraging):
-    """Averages the weights over optimizer steps; everything but the training steps uses the average.
+    """Averages the weights over optimizer steps; everything except the training steps uses the average.
 
-    While training validates, and from the end of training on, the module holds the average. A checkpoint's
-    ``state_dict`` is the average, so every loader gets it, and ``current_model_state`` the weights that training goes
-    on from.
+    The module holds the average during validation and from the end of training on. A checkpoint's ``state_dict`` is the
+    average, so every loader gets it; training resumes from ``current_model_state``.
 
-    After ``n`` steps the decay is ``min(decay, (1 + n) / (10 + n))``, so a short run is not an average of its
-    beginning.
+    After ``n`` steps the decay is ``min(decay, (1 + n) / (10 + n))``, a warm-up that gives the initial weights little
+    weight in a short run.
 
     Args:
-        decay: The largest share of the average that a step keeps, in [0, 1).
+        decay: The largest decay, in [0, 1).
         raw_bound: Log the bound of the raw weights too, as ``val/bpd_raw``; a validation takes twice as long.
 
     Raises:
-        ValueError: If `decay` is out of range, or the strategy shards the weights, which Lightning's averaging does not
-            support.
+        ValueError: If `decay` is out of range, or the strategy shards the weights; Lightning's averaging does not
+            support sharding.
     """
 
     def __init__(self, decay: float = 0.9999, raw_bound: bool = False) -> None:
@@ -38,26 +38,28 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
         self.raw_bound = raw_bound
-        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averages, and the weights they are of
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averaged and the raw parameters
+        self._buffers: list[tuple[Tensor, Tensor]] = []
         self._swapped = False  # whether the module holds the average, and the average model the raw weights
+        self._raw: SplitBound | None = None
 
     def decay_at(self, num_steps: int) -> float:
-        """The decay of the update that follows `num_steps` optimizer steps."""
+        """Returns the decay of the update after `num_steps` optimizer steps."""
         return min(self.decay, (1 + num_steps) / (10 + num_steps))
 
     def _average(self, average: list[Tensor], current: list[Tensor], num_averaged: Any) -> None:
-        # Not num_averaged, a tensor on the device: reading it would wait for the device at every step.
+        # num_averaged is a tensor on the device: reading it would synchronize at every step.
         torch._foreach_lerp_(average, current, 1 - self.decay_at(self._latest_update_step))
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the average model, or when the same module is fitted again, goes back to its raw weights."""
         if isinstance(trainer.strategy, SHARDED):
             raise ValueError(
                 f"EMA does not work with {type(trainer.strategy).__name__}, which shards the weights: train without "
                 "EMA, or with strategy 'ddp'."
             )
         if stage == "fit" and self._swapped:
-            self._swap_models(pl_module)
+            self._swap_models(pl_module)  # the module is fitted again, from its raw weights
         elif stage == "fit":
             self._pairs = None
             self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
@@ -66,23 +68,23 @@ class EMA(WeightAveraging):
                 warnings.filterwarnings("ignore", ".*overrides the configure_model callback.*")
                 super().setup(trainer, pl_module, stage)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Averages if there was an optimizer step: all weights at once, without waiting for the device."""
+        """Averages after an optimizer step: all weights at once, without a synchronization."""
         average, step = self._average_model, trainer.global_step
         if average is None or step <= self._latest_update_step or not self.should_update(step_idx=step - 1):
             return
-        if self._pairs is None:  # Lightning knows whether this is the first of all steps, which is taken as it is
+        if self._pairs is None:  # Lightning copies the weights at the very first step
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             self._pairs = list(average.module.parameters()), list(pl_module.parameters())
-            self._has_buffers = any(True for _ in pl_module.buffers())
+            self._buffers = list(zip(average.module.buffers(), pl_module.buffers(), strict=True))
             return
         with torch.no_grad():
             self._average(*self._pairs, average.n_averaged)
-            if self._has_buffers:  # which are not averaged
-                for ours, theirs in zip(average.module.buffers(), pl_module.buffers(), strict=True):
-                    ours.copy_(theirs)
+            for averaged, current in self._buffers:  # they are not averaged
+                averaged.copy_(current)
         average.n_averaged += 1
         self._latest_update_step = step
 
@@ -90,18 +92,21 @@ class EMA(WeightAveraging):
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
         if isinstance(pl_module, DDPM):
-            pl_module.averaged = self._swapped
+            pl_module.mark_averaged(self._swapped)
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the average into the module while a fit validates."""
-        if trainer.state.fn == TrainerFn.FITTING and not self._swapped:
+        if trainer.state.fn == "fit" and not self._swapped:
             self._swap_models(pl_module)
 
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins an evaluation of the raw weights; the average is in place since `on_validation_start`."""
+        # Lightning would swap here; the average is in place since on_validation_start.
         if self.raw_bound and isinstance(pl_module, DDPM):
-            self._raw = pl_module.new_evaluation("val")
+            assert pl_module.decoder is not None
+            self._raw = pl_module.evaluator.new_bound(trainer, pl_module.denoiser, pl_module.decoder, "val")
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -111,31 +116,33 @@ class EMA(WeightAveraging):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Measures the batch with the raw weights too, if that is asked for."""
-        if self.raw_bound and self._swapped and isinstance(pl_module, DDPM):
+        if self._raw is not None and self._swapped and isinstance(pl_module, DDPM):
             self._swap_models(pl_module)
             with trainer.precision_plugin.forward_context():
                 self._raw.update(*pl_module.unpack_batch(batch))
             self._swap_models(pl_module)
 
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the bound of the raw weights; the average stays for the callbacks that come after this one."""
-        if self.raw_bound and self._swapped and isinstance(pl_module, DDPM):
-            report = self._raw.report()
+        # Lightning would swap back here; the average stays for the other callbacks.
+        if self._raw is not None and self._swapped:
+            report, _ = self._raw.report(trainer)
             pl_module.log(f"{report.key('val')}_raw", report.terms["total"].value)
+        self._raw = None
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the raw weights back for training to go on."""
-        if trainer.state.fn == TrainerFn.FITTING and self._swapped:
+        if trainer.state.fn == "fit" and self._swapped:
             self._swap_models(pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the average in the module."""
         if not self._swapped:
             self._swap_models(pl_module)
 
+    @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes both sets of weights and says which is which, whichever of them the module holds now."""
+        """Writes both sets of weights and their names, independent of which one the module holds now."""
         if self._average_model is None:
             return
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
@@ -144,7 +151,7 @@ class EMA(WeightAveraging):
             checkpoint |= {"state_dict": average, "current_model_state": raw}
         checkpoint["weights"] = {"state_dict": "average", "current_model_state": "raw", "decay": self.decay}
 
+    @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restores both sets of weights for a fit; anything else already has the average from ``state_dict``."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == "fit":  # other commands get the average from ``state_dict``
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""How fast a training is, and what it is waiting for."""
+"""Training speed and memory."""
 
 import sys
 import time
@@ -6,54 +6,49 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
-from lit_ddpm.training.module import DDPM
+from lit_ddpm.callbacks.base import DDPMCallback
 
 
-class Performance(Callback):
-    """Logs how fast training is, every ``log_every_n_steps`` steps.
+class Performance(DDPMCallback):
+    """Logs speed and memory every ``log_every_n_steps`` steps.
 
-    - ``perf/images_per_s``: images of all processes, over the steps since the last value, validation left out.
-    - ``perf/outside_network``: the share of the last of those steps, from the end of the one before, that is neither
-      forward nor backward pass: waiting for data, noise, loss, logging, optimizer. On a GPU this one step waits for the
-      device at each border, so that what usually overlaps is counted.
-    - ``perf/peak_memory_gib``: the most memory so far, of the GPU if there is one, of the process if not.
+    - ``perf/images_per_s``: images of all ranks per second since the last value, without validation.
+    - ``perf/outside_network``: the fraction of the last step that is neither forward nor backward pass: data, noise,
+      loss, logging, optimizer. On a GPU this step is synchronized at each boundary, so overlapping work counts fully.
+    - ``perf/peak_memory_gib``: the peak memory of the GPU, or of the process without a GPU.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._hooks: list[RemovableHandle] = []
         self._timed = False
-        self._batch_size = 0  # of the network's last call
+        self._batch_size = 0  # of the last network call
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that there is a network to time."""
-        if not isinstance(pl_module, DDPM):
-            raise ValueError(f"Performance times the network of a DDPM, not of a {type(pl_module).__name__}.")
-
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens to the network."""
-        assert isinstance(pl_module, DDPM)
-        network = pl_module.denoiser.network
+        network = self.ddpm(pl_module).denoiser.network
         self._hooks = [
             network.register_forward_pre_hook(lambda _, args: self._enter(pl_module, len(args[0]))),
             network.register_forward_hook(lambda *_: self._mark(pl_module)),
         ]
         self._restart(pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops listening."""
         for hook in self._hooks:
             hook.remove()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stops listening."""
         self.on_train_end(trainer, pl_module)
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves validation out."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._restart(pl_module)
 
@@ -74,22 +69,22 @@ class Performance(Callback):
         if self._timed:
             self._marks.append(self._now(module))
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Times the steps that are logged."""
         self._timed = (trainer.global_step + 1) % _every(trainer) == 0
 
+    @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Marks the beginning of the backward pass."""
         self._mark(pl_module)
 
+    @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks its end."""
         self._mark(pl_module)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs, if this step was timed, and begins the next."""
         every = _every(trainer)
         self._images += self._batch_size
         if self._timed and trainer.global_step % every == 0:
@@ -112,7 +107,7 @@ def _every(trainer: Trainer) -> int:
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Bytes, or None where nobody counts them."""
+    """Returns the peak memory in bytes, or None on a platform that does not measure it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if find_spec("resource") is None:  # on Windows

@@ -1,4 +1,4 @@
-"""Pictures of the bound, in one style that can still be read at the size of a thumbnail."""
+"""Plots of the bound, in a style that is readable at thumbnail size."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ Table = dict[str, Column]
 
 
 def plot(title: str, x: str, y: str, draw: "Callable[[Axes], object]") -> Image.Image:
-    """A picture of what `draw` does on axes of the package's style, without any of matplotlib's global state."""
+    """Returns a plot in the style of the package; `draw` fills its axes. No global state of matplotlib is used."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def plot(title: str, x: str, y: str, draw: "Callable[[Axes], object]") -> Image.
 
 
 def bucket_means(totals: ArrayLike, counts: ArrayLike) -> Column:
-    """Totals over counts of neighbouring timesteps together, at most `BUCKETS` of them; NaN for those never seen."""
+    """Returns totals over counts of at most `BUCKETS` groups of neighboring timesteps; NaN without counts."""
     parts = [np.array_split(np.asarray(x, float), min(BUCKETS, len(np.asarray(x)))) for x in (totals, counts)]
     return np.array([total.sum() / count.sum() if count.sum() else np.nan for total, count in zip(*parts, strict=True)])
 
@@ -57,17 +57,17 @@ def bucket_means(totals: ArrayLike, counts: ArrayLike) -> Column:
 def profile_table(
     report: Report, training: tuple[ArrayLike, ArrayLike], weight: Sequence[float], kl_weight: Sequence[float]
 ) -> Table:
-    """The bound by timestep, t = 2..T in at most `BUCKETS` buckets.
+    """Returns the bound by timestep, t = 2..T in at most `BUCKETS` buckets.
 
     Args:
-        report: What a validation or a test found.
-        training: The sum of the KL terms that training saw at each t, in the unit of the report, and their number.
+        report: The report of a validation or test.
+        training: The sum of the KL terms of the training batches at each t, in the unit of the report, and their count.
         weight: The objective's weight on the x0-MSE at each t.
-        kl_weight: The weight that makes it the KL term.
+        kl_weight: The KL's weight on the x0-MSE at each t.
 
     Returns:
-        Columns of equal length: ``t`` (the middle of a bucket), ``kl`` (one term), ``kl_training``, ``rate`` (what has
-        been paid from T down to t), ``rmse`` (of x0_hat), ``weight`` and ``kl_weight``.
+        Columns of equal length: ``t`` (the middle of a bucket), ``kl`` (one term), ``kl_training``, ``rate`` (the
+        cumulative bound from T down to t), ``rmse`` (of x0_hat), ``weight`` and ``kl_weight``.
     """
     profile, visits = np.array(report.profile), np.array(report.visits[1:], float)
     ones = np.ones_like(profile)
@@ -85,42 +85,42 @@ def profile_table(
 
 
 def plot_terms(table: Table, unit: str) -> Image.Image:
-    """Each KL term against t, and its running estimate from training batches."""
+    """Plots each KL term against t, and its mean over training batches."""
 
     def draw(axes: "Axes") -> None:
         axes.plot(table["t"], table["kl"], color=BLUE, label="held-out images")
         axes.plot(table["t"], table["kl_training"], color=ORANGE, linewidth=1.2, label="training, raw weights")
         axes.set_yscale("log")
 
-    return plot("Where the bits go", "t", f"$L_{{t-1}}$ ({unit})", draw)
+    return plot("KL terms by timestep", "t", f"$L_{{t-1}}$ ({unit})", draw)
 
 
 def plot_rate(table: Table, total: float, unit: str) -> Image.Image:
-    """What has been paid of the bound on the way from T down to t."""
+    """Plots the cumulative bound from T down to t."""
 
     def draw(axes: "Axes") -> None:
         axes.fill_between(table["t"], table["rate"], color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(table["t"], table["rate"], color=BLUE)
-        axes.axhline(total, color=ORANGE, linestyle="--", label=f"whole bound {total:.3f}")
+        axes.axhline(total, color=ORANGE, linestyle="--", label=f"total {total:.3f}")
         axes.set_ylim(bottom=0)
         axes.invert_xaxis()
 
-    return plot("The bound from T down", "t", unit, draw)
+    return plot("Cumulative bound from T down to t", "t", unit, draw)
 
 
 def plot_rate_distortion(table: Table, unit: str) -> Image.Image:
-    """The error that is left in x0_hat against what has been paid (Ho et al. 2020, figure 5)."""
+    """Plots the RMSE of x0_hat against the rate, the cumulative bound (Ho et al. 2020, figure 5)."""
 
     def draw(axes: "Axes") -> None:
         axes.plot(table["rate"], table["rmse"], color=BLUE, marker="o", markersize=4)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
 
-    return plot("Rate and distortion", f"rate ({unit})", r"RMSE of $\hat x_0$", draw)
+    return plot("Rate-distortion curve", f"rate ({unit})", r"RMSE of $\hat x_0$", draw)
 
 
 def plot_weights(weight: Sequence[float], kl_weight: Sequence[float], name: str) -> Image.Image:
-    """The weight on the x0-MSE of the objective and of the KL, for t = 2..T."""
+    """Plots the weights on the x0-MSE of the objective and of the KL, for t = 2..T."""
 
     def draw(axes: "Axes") -> None:
         t = np.arange(2, len(kl_weight) + 2)

@@ -1,46 +1,48 @@
-"""Pictures of samples while training goes on."""
+"""Sample grids and denoising trajectories during training."""
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
+from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator
-from lit_ddpm.callbacks.loggers import log_picture
+from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.loggers import log_image
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.diffusion.sampler import Sampler, standard_normal
-from lit_ddpm.training.distributed import hold_whole
+from lit_ddpm.training.distributed import full_weights
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.run_directory import run_directory
-from lit_ddpm.training.sampling import draw, is_quick, sampler_for
+from lit_ddpm.training.run_directory import RunDirectory
+from lit_ddpm.training.sampling import draw, is_fast_dev_run, shortened
 
-MIN_PIXELS = 32  # smaller images are enlarged to at least this many rows, so that a person can see them
-TIMES = 10  # the columns of a trajectory
+MIN_PIXELS = 32  # smaller images are enlarged to at least this height
+NUM_TIMES = 10  # columns of a trajectory
 
 
-class SampleGrid(Callback):
-    """Draws the same images after validation, to watch them come into being, and how noise becomes some others.
+class SampleGrid(DDPMCallback):
+    """Draws the same images after validation during a fit, and the trajectories of a few others from noise.
 
-    - ``sample/grid``, in ``samples/step_<step>.png`` of the run's directory.
+    - ``sample/grid``, in ``samples/step_<step>.png`` of the run directory.
     - ``sample/trajectory``, in ``samples/trajectory_<step>.png``: x_t above x0_hat at ten times, from T on the left.
 
-    Both go to TensorBoard and W&B too. The weights are the averaged ones when `EMA` is among the callbacks. The
-    pictures do not depend on the number of processes, and training is the same with and without them.
+    TensorBoard and W&B receive both. The weights are averaged if `EMA` is among the callbacks. The images do not depend
+    on the number of ranks, and the training is the same with and without them.
 
     Args:
         num_images: The number of images.
-        columns: Images in a row; if None, one for each class of a network with labels, or 8.
-        num_trajectories: The number of images in the trajectory, none if 0.
-        every_n_epochs: Draw after the validation of every so many epochs, and at the end of training.
+        columns: Images in a row; if None, one for each class of a class-conditional network, else 8.
+        num_trajectories: The number of images in the trajectory plot; 0 for none.
+        every_n_epochs: Draw in the validation of every n-th epoch, and at the end of training.
         seed: The seed of the images.
-        sampler: How to make them; the module's own sampler if None.
+        sampler: The sampler; the module's own if None.
 
     Raises:
-        ValueError: If one of the numbers is too small.
+        ValueError: If a number is too small; in `setup`, if the sampler has more steps than the schedule.
     """
 
     def __init__(
@@ -52,85 +54,87 @@ class SampleGrid(Callback):
         seed: int = 0,
         sampler: Sampler | None = None,
     ) -> None:
-        check_at_least(self, 1, num_images=num_images, columns=columns, every_n_epochs=every_n_epochs)
+        super().__init__(every_n_epochs)
+        check_at_least(self, 1, num_images=num_images, columns=columns)
         check_at_least(self, 0, num_trajectories=num_trajectories)
         self.num_images = num_images
         self.columns = columns
         self.num_trajectories = num_trajectories
-        self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.sampler = sampler
-        self._drawn_at = -1
+        self._last_step = -1
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that the module can sample, and with how many steps."""
-        if not isinstance(pl_module, DDPM):
-            raise ValueError(f"SampleGrid draws from a DDPM, not from a {type(pl_module).__name__}.")
-        (self.sampler or pl_module.sampler).timesteps(pl_module.denoiser.schedule)
+        module = self.ddpm(pl_module)
+        (self.sampler or module.sampler).timesteps(module.denoiser.schedule)
 
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = -1
+
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws while fitting, in the epochs for it."""
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._draw(trainer, pl_module)
+        if trainer.state.fn == "fit" and self.is_due(trainer):
+            self._draw(trainer, self.ddpm(pl_module))
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the end of training, unless validation just did."""
-        assert isinstance(pl_module, DDPM)
-        hold_whole(pl_module.denoiser.network, True)
-        self._draw(trainer, pl_module)
-        hold_whole(pl_module.denoiser.network, False)
+        module = self.ddpm(pl_module)
+        if self._last_step != trainer.global_step:
+            with full_weights(module.denoiser.network):
+                self._draw(trainer, module)
 
-    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, DDPM)
-        if self._drawn_at == trainer.global_step:
-            return
-        self._drawn_at = trainer.global_step
-        sampler, step = sampler_for(trainer, self.sampler or module.sampler), trainer.global_step
-        title = "drawing the sample grid"
-        num_images = min(self.num_images, sampler.chunk_size) if is_quick(trainer) else self.num_images
-        grid = torch.cat(draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, title))
-        pictures = {"grid": (f"step_{step:07d}.png", grid, self.columns or module.num_classes or 8, "")}
+    def _draw(self, trainer: Trainer, module: DDPM) -> None:
+        step = self._last_step = trainer.global_step
+        sampler = shortened(trainer, self.sampler or module.sampler)
+        num_images = min(self.num_images, sampler.chunk_size) if is_fast_dev_run(trainer) else self.num_images
+        chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
+        trajectories: Tensor | None = None
         if self.num_trajectories:
             with trainer.precision_plugin.forward_context():
-                images, times = trajectory(module, sampler, self.num_trajectories, self.seed)
-            at = f", x_t above x0_hat at t = {', '.join(map(str, times))}"
-            pictures["trajectory"] = (f"trajectory_{step:07d}.png", images, len(times), at)
-        directory = run_directory(trainer) / "samples"
+                trajectories, times = draw_trajectories(module, sampler, self.num_trajectories, self.seed)
+        directory = RunDirectory.of_trainer(trainer).samples
         if not trainer.is_global_zero:
             return
-        steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
-        guided = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
-        for key, (name, images, columns, more) in pictures.items():
-            caption = f"step {step}, {type(sampler).__name__} with {steps} steps, seed {self.seed}{guided}{more}"
-            picture = to_pil_image(image_grid(to_uint8(images, module.levels), columns))
-            log_picture(trainer, f"sample/{key}", picture, directory / name, caption)
+        num_steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
+        guidance = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
+        caption = f"step {step}, {type(sampler).__name__} with {num_steps} steps, seed {self.seed}{guidance}"
+        grid = image_grid(to_uint8(torch.cat(chunks), module.levels), self.columns or module.num_classes or 8)
+        log_image(trainer, "sample/grid", to_pil_image(grid), directory / f"step_{step:07d}.png", caption)
+        if trajectories is not None:
+            grid = image_grid(to_uint8(trajectories, module.levels), len(times))
+            path = directory / f"trajectory_{step:07d}.png"
+            caption += f", x_t above x0_hat at t = {', '.join(map(str, times))}"
+            log_image(trainer, "sample/trajectory", to_pil_image(grid), path, caption)
 
 
-def trajectory(module: DDPM, sampler: Sampler, num_images: int, seed: int) -> tuple[Tensor, list[int]]:
-    """How `num_images` images come into being, at up to ten evenly spaced times.
+def draw_trajectories(module: DDPM, sampler: Sampler, num_images: int, seed: int) -> tuple[Tensor, list[int]]:
+    """Draws images and keeps x_t and x0_hat at up to ten evenly spaced times.
 
     Returns:
-        For each image its x_t and then its estimates of x_0 at those times, ``[num_images * 2 * times, C, H, W]``; and
-        the times, from T down.
+        For each image its x_t and then its x0_hat at those times, ``[num_images * 2 * times, C, H, W]``; and the times
+        in decreasing order.
     """
     denoiser = module.sampling_denoiser
-    cond = {k: v.to(module.device) for k, v in module.sample_cond(torch.arange(num_images)).items()}
-    visited = sampler.timesteps(denoiser.schedule)[:-1]
-    times = [visited[round(i)] for i in torch.linspace(0, len(visited) - 1, min(TIMES, len(visited))).tolist()]
+    cond = {key: value.to(module.device) for key, value in module.sample_cond(torch.arange(num_images)).items()}
+    timesteps = sampler.timesteps(denoiser.schedule)[:-1]
+    times = [
+        timesteps[round(i)] for i in torch.linspace(0, len(timesteps) - 1, min(NUM_TIMES, len(timesteps))).tolist()
+    ]
     generator = keyed_generator("trajectory", seed)
     x_T = standard_normal((num_images, *(module.image_shape or ())), generator, module.device)
     with evaluating(denoiser):
-        seen = [
+        pairs = [
             torch.stack([x_t, denoiser(x_t, t, **cond)])
             for t, x_t in sampler.trajectory(denoiser, x_T, generator, **cond)
             if t in times
         ]
-    return torch.stack(seen).permute(2, 1, 0, 3, 4, 5).flatten(0, 2), times
+    return torch.stack(pairs).permute(2, 1, 0, 3, 4, 5).flatten(0, 2), times
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
-    """A picture of uint8 images ``[N, C, H, W]`` with `columns` in a row, uint8 ``[3, H', W']``."""
+    """Arranges uint8 images ``[N, C, H, W]`` in rows of `columns`: uint8 ``[3, H', W']``."""
     zoom = max(1, -(-MIN_PIXELS // images.shape[-2]))
     images = F.interpolate(images.cpu().float(), scale_factor=zoom, mode="nearest").byte()
     grid: Tensor = make_grid(images, nrow=columns, padding=2, pad_value=128)

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: from a configuration to model, data and Trainer."""

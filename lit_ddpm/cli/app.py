@@ -1,4 +1,4 @@
-"""LightningCLI for diffusion models: run directories, safe checkpoints, loggers."""
+"""LightningCLI for diffusion models: run directories, safe checkpoints and default callbacks."""
 
 import uuid
 from importlib.util import find_spec
@@ -7,16 +7,19 @@ from typing import Any
 
 import lightning
 from jsonargparse import Namespace
-from lightning import LightningDataModule
+from lightning import Callback, LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from typing_extensions import override
 
+from lit_ddpm.cli.arguments import with_base_configs
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
-from lit_ddpm.training.checkpoint import check_file, usable_file
+from lit_ddpm.training.checkpoint import check_checkpoint, usable_checkpoint
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.run_directory import RunLogger, SaveRunConfig, check_run_directory
+from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig
 
 DESCRIPTION = (
     "Trains, measures and samples denoising diffusion models. `lit-ddpm compare` trains several and compares them."
@@ -24,14 +27,14 @@ DESCRIPTION = (
 
 
 class DDPMCLI(LightningCLI):
-    """LightningCLI for `DDPM` and its subclasses, with any data module; model and data are named by ``class_path``.
+    """LightningCLI for `DDPM` and its subclasses with any data module; ``class_path`` names model and data.
 
     Args:
         args: The arguments, or None for those of the process.
-        run: Whether they begin with a command, which is run; else model, data and Trainer are only made from them.
+        run: Whether they begin with a command to run. If not, model, data and Trainer are only built from them.
     """
 
-    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         super().__init__(
             DDPM,
             LightningDataModule,
@@ -45,29 +48,32 @@ class DDPMCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=args,
+            args=None if args is None else with_base_configs(args),
             run=run,
         )
 
     @staticmethod
+    @override
     def subcommands() -> dict[str, set[str]]:
-        """The commands, each with the arguments of the Trainer's method that are no settings."""
         commands = LightningCLI.subcommands()
         commands["predict"] = commands["predict"] | {"return_predictions"}
         return commands
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Gives model and data a default, so that a checkpoint alone is enough to test it."""
+        # Defaults, so that a checkpoint alone is enough for a test.
         parser.set_defaults(
             {"model": {"class_path": "lit_ddpm.DDPM"}, "data": {"class_path": "lit_ddpm.data.DigitsDataModule"}}
         )
+        parser.add_argument("--extends", type=_ignore, help="in a configuration file: the file that it extends")
 
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, and checks the checkpoint before anything is made from it."""
+        """Parses, and checks the checkpoint before anything is built."""
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
-        if not isinstance(config.trainer, Namespace):  # which jsonargparse lets pass
+        if not isinstance(config.trainer, Namespace):  # jsonargparse accepts any value
             raise ValueError(f"trainer = {config.trainer!r} must be a block of settings.")
         if not command:
             return
@@ -75,41 +81,75 @@ class DDPMCLI(LightningCLI):
             config.weights_only = True
         if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
             path = Path(config.ckpt_path)
-            if command == "fit":  # which can go on from an earlier one
-                config.ckpt_path = str(usable_file(path))
+            if command == "fit":  # an earlier checkpoint can replace a damaged one
+                config.ckpt_path = str(usable_checkpoint(path))
             else:
-                check_file(path)
-        self._asked_for = config.model.clone()
+                check_checkpoint(path)
+        self._requested_model = config.model.clone()
 
+    @override
     def before_instantiate_classes(self) -> None:
-        """Checks the run's directory, and says what a checkpoint overrules."""
+        """Prepares the run directory, and reports the settings that the checkpoint overrides."""
         command = self.subcommand
         if command is None:
             return
         config = self.config[command]
         _complete_wandb_loggers(config.trainer)
         if command == "fit":
-            differ = _differences(self._asked_for.as_dict(), config.model.as_dict())
-            if differ:
-                rank_zero_warn(f"The checkpoint's own settings are used for model {', '.join(differ)}.")
+            different = _differences(self._requested_model.as_dict(), config.model.as_dict())
+            if different:
+                rank_zero_warn(f"The settings of the checkpoint are used for model {', '.join(different)}.")
         if not config.trainer.fast_dev_run:
-            new = command == "fit" and not config.ckpt_path
-            rank_zero_only(check_run_directory)(Path(config.trainer.default_root_dir), new)
+            run = RunDirectory(Path(config.trainer.default_root_dir))
+            rank_zero_only(run.prepare)(new_run=command == "fit" and not config.ckpt_path)
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """The Trainer, with the run's own logger before those of the configuration."""
+        """Returns the Trainer with the loggers and callbacks of the configuration and of the command."""
         config = self._get(self.config_init, "trainer")
         loggers = config.get("logger")
         if loggers is not False and not config.get("fast_dev_run"):
             directory = config["default_root_dir"]
             kwargs["logger"] = [RunLogger(directory), *_configured_loggers(loggers, directory)]
+        callbacks = _as_list(config.get("callbacks"))
+        if config.get("enable_checkpointing") is not False:
+            callbacks += _default_checkpoints(callbacks, self.model, config)
+        # Averaged weights are in place before any other callback uses them.
+        kwargs["callbacks"] = sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))
         return super().instantiate_trainer(**kwargs)
 
 
+def _ignore(value: str) -> None:
+    """Ignores the value of ``extends``, which `with_base_configs` resolves before parsing."""
+
+
+def _default_checkpoints(callbacks: list[Callback], model: object, config: Any) -> list[Callback]:
+    """Returns callbacks for ``last.ckpt`` and ``best.ckpt``, except those that the configuration replaces."""
+    configured = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    defaults: list[Callback] = []
+    if not any(callback.filename == "last" or callback.save_last for callback in configured):
+        defaults.append(
+            ModelCheckpoint(
+                filename="last", save_on_train_epoch_end=True, save_on_exception=True, enable_version_counter=False
+            )
+        )
+    validates = config.get("limit_val_batches") != 0
+    if validates and not any(callback.monitor is not None for callback in configured):
+        real_valued = isinstance(model, DDPM) and model.decoder is not None and model.decoder.levels is None
+        defaults.append(
+            ModelCheckpoint(
+                filename="best",
+                monitor="val/nats_per_dim" if real_valued else "val/bpd",
+                save_on_train_epoch_end=True,
+                every_n_epochs=config.get("check_val_every_n_epoch") or 1,
+            )
+        )
+    return defaults
+
+
 def _complete_wandb_loggers(trainer: Namespace) -> None:
-    """Has W&B write into the run's directory, under an id that its configuration keeps for later commands."""
-    loggers = trainer.get("logger")
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
+    """Sets W&B's directory to that of the run, and an identifier that the saved configuration keeps."""
+    for logger in _as_list(trainer.get("logger")):
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("WandbLogger"):
             arguments = logger.init_args
             if not arguments.get("id") and not arguments.get("version"):
@@ -121,12 +161,19 @@ def _complete_wandb_loggers(trainer: Namespace) -> None:
 def _configured_loggers(loggers: Any, directory: str) -> list[Logger]:
     if loggers is None or loggers is True:
         return [TensorBoardLogger(directory, name="tensorboard", version="")] if find_spec("tensorboard") else []
-    return list(loggers) if isinstance(loggers, list | tuple) else [loggers]
+    return _as_list(loggers)
 
 
-def _differences(asked: Any, used: Any, name: str = "") -> list[str]:
-    """The names of the settings whose values differ between two nested dicts."""
-    if not (isinstance(asked, dict) and isinstance(used, dict)):
-        return [name] if asked != used else []
-    names = [k for k in asked if k in used]
-    return [d for key in names for d in _differences(asked[key], used[key], f"{name}.{key}" if name else key)]
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _differences(requested: Any, actual: Any, name: str = "") -> list[str]:
+    """Returns the names of the settings that differ between two nested dicts."""
+    if not (isinstance(requested, dict) and isinstance(actual, dict)):
+        return [name] if requested != actual else []
+    keys = [key for key in requested if key in actual]
+    nested = (_differences(requested[key], actual[key], f"{name}.{key}" if name else key) for key in keys)
+    return [difference for names in nested for difference in names]

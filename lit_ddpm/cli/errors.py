@@ -1,4 +1,4 @@
-"""One readable sentence for bad input, from whichever library noticed it."""
+"""Bad input as one readable sentence, from any library that reports it."""
 
 import importlib
 import inspect
@@ -9,14 +9,13 @@ from typing import Any, NoReturn
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-# What this package, Lightning, torch and jsonargparse raise for bad input. A RuntimeError may be a mistake in a
-# program, whose traceback somebody needs, and so counts only where Lightning's Trainer reads its settings.
+# Exceptions of this package, Lightning, torch and jsonargparse for bad input. A RuntimeError may be a bug, so it counts
+# only where Lightning's Trainer reads its settings; elsewhere it keeps its traceback.
 BAD_INPUT = (ValueError, TypeError, FloatingPointError, OSError, ImportError, MisconfigurationException)
 LIBRARIES = ("lit_ddpm", "lightning", "torch", "jsonargparse")
 TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
 
-
-# What jsonargparse says around a reason.
+# What surrounds the reason in a message of jsonargparse.
 NOISE = (
     "Does not validate",
     "Subtypes:",
@@ -30,13 +29,13 @@ NOISE = (
 
 
 def stop(message: str) -> NoReturn:
-    """Ends the process with one line on the error stream and exit code 2."""
+    """Ends the process with one line on stderr and exit code 2."""
     print(f"lit-ddpm: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def is_about_input(error: BaseException) -> bool:
-    """Whether an error was raised by this package or a library of it, rather than by a user's own code."""
+    """Returns whether an error was raised by this package or one of its libraries, rather than by a user's code."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -47,7 +46,7 @@ def is_about_input(error: BaseException) -> bool:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """What to tell a user about an error, or None if it is no bad input."""
+    """Returns the sentence for an error, or None if it is not bad input."""
     if type(error).__module__.startswith("wandb.errors"):
         return (
             f"W&B cannot start ({error}): log in with `wandb login`, or keep the run on disk with WANDB_MODE=offline."
@@ -59,19 +58,19 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one sentence: which setting, and what is wrong with it."""
+    """A parser that reports an error in one sentence: the setting and the reason."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Shortens jsonargparse's tree of attempts to its innermost reason."""
-        if not self.exit_on_error:  # a parser inside the parser, whose error is one attempt among several
+        """Reduces jsonargparse's tree of attempts to the innermost reason."""
+        if not self.exit_on_error:  # a nested parser: its error is one attempt among several
             super().error(message, ex)
         stop(one_sentence(message))
 
 
 def one_sentence(message: str) -> str:
-    """The innermost reason in a nested message of jsonargparse, after the name of the setting it is about.
+    """Returns the innermost reason in a nested message of jsonargparse, after the name of its setting.
 
-    An option that a class does not know is answered with those it knows.
+    For an unknown option of a class, the options of the class are listed.
     """
     setting: list[tuple[int, str]] = []
     class_path = ""

@@ -1,6 +1,5 @@
-"""Lightning's Trainer with a ``predict`` that needs no data."""
+"""Lightning's Trainer with a ``predict`` that draws images without data."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,15 +9,17 @@ import torch
 from lightning import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, Dataset
 
+from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import as_config
+from lit_ddpm._internal.files import sha256_of
 from lit_ddpm.callbacks.sample_writer import SampleWriter
-from lit_ddpm.metrics.features import identity_of
+from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.run_directory import run_directory
+from lit_ddpm.training.run_directory import RunDirectory
 
 
 class Trainer(lightning.Trainer):
-    """Lightning's Trainer, whose ``test`` prints the ledger alone and whose ``predict`` makes samples without data."""
+    """Lightning's Trainer; ``test`` prints only the ledger, and ``predict`` draws images without data."""
 
     def test(
         self,
@@ -29,15 +30,15 @@ class Trainer(lightning.Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Measures the whole variational bound on the test split, and prints and writes the ledger.
+        """Measures the exact variational bound on the test split, and prints and writes the ledger.
 
         Args:
             model: The model.
-            dataloaders: See Lightning's Trainer.
+            dataloaders: The data, in place of a data module.
             ckpt_path: The checkpoint to test.
-            verbose: Print every logged value too.
+            verbose: Print every logged value as well.
             datamodule: The data.
-            weights_only: See Lightning's Trainer.
+            weights_only: Load the checkpoint without pickled objects.
         """
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
@@ -53,37 +54,37 @@ class Trainer(lightning.Trainer):
         seed: int = 0,
         output_dir: str | None = None,
     ) -> Any:
-        """Makes samples and writes them as PNG and as one .npz file; started again, it makes those that are missing.
+        """Draws images and writes them as PNG and as one .npz file; when repeated, it draws the missing ones.
 
         Args:
             model: The model.
-            dataloaders: Instead of samples, what to call ``predict_step`` on.
-            datamodule: Not used: samples need no data.
-            return_predictions: See Lightning's Trainer.
+            dataloaders: Batches for ``predict_step``, in place of the images of a seed.
+            datamodule: Not used, since sampling needs no data.
+            return_predictions: Return the images as well.
             ckpt_path: The checkpoint to sample from.
-            weights_only: See Lightning's Trainer.
-            num_samples: The number of samples.
-            seed: The seed of the samples; sample number i of a seed is always the same.
-            output_dir: Where to write them; the directory ``predict`` of the run if not given.
+            weights_only: Load the checkpoint without pickled objects.
+            num_samples: The number of images.
+            seed: The seed of the images; image i of a seed is always the same.
+            output_dir: The folder to write to; ``predict`` in the run directory if None.
         """
         if dataloaders is None and isinstance(model, DDPM):
-            if num_samples < 1:
-                raise ValueError(f"num_samples = {num_samples} must be at least 1.")
-            directory = Path(output_dir) if output_dir is not None else run_directory(self) / "predict"
+            check_at_least(self, 1, num_samples=num_samples)
+            run = RunDirectory.of_trainer(self)
+            directory = Path(output_dir) if output_dir is not None else run.predictions
             writer = SampleWriter(directory, num_samples, _origin(model, ckpt_path, seed))
             size = model.sampler.chunk_size
             missing = list(writer.missing(size)) or [(0, min(size, num_samples))]
             chunks = [torch.tensor([seed, first, count]) for first, count in missing]
             dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
-            # mypy does not see the list, which Lightning sets from outside the class
+            # mypy does not know the attribute, which Lightning sets from another class
             self.callbacks.append(writer)  # type: ignore[attr-defined]
         return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
 
 
 def _origin(model: DDPM, ckpt_path: str | Path | None, seed: int) -> dict[str, Any]:
-    """What makes samples what they are."""
-    from_file = ckpt_path is not None and Path(ckpt_path).is_file()
-    weights = hashlib.sha256(Path(str(ckpt_path)).read_bytes()).hexdigest() if from_file else identity_of(model)
+    """Returns a fingerprint of the weights, sampler, guidance and seed."""
+    path = Path(ckpt_path) if ckpt_path is not None else None
+    weights = sha256_of(path) if path is not None and path.is_file() else fingerprint_of(model)
     return {"weights": weights, "sampler": as_config(model.sampler), "guidance": model.guidance, "seed": seed}
 
 

@@ -1,4 +1,4 @@
-"""Objectives, and whatever else a configuration can say, compared on equal terms."""
+"""Comparisons of objectives, or of any other part of a configuration, on equal terms."""
 
 from lit_ddpm.compare.audit import Audit, audit
 from lit_ddpm.compare.command import compare

@@ -1,4 +1,4 @@
-"""The arms of a comparison: configurations that differ in one overlay each."""
+"""The arms of a comparison: one configuration with a different overlay for each."""
 
 import json
 import logging
@@ -11,7 +11,6 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.training.module import DDPM
@@ -21,7 +20,7 @@ def _x0_mse(weighting: str) -> dict[str, Any]:
     return {"class_path": "lit_ddpm.X0MSE", "init_args": {"weighting": {"class_path": f"lit_ddpm.{weighting}"}}}
 
 
-# Whole objects: a part that is left out would be taken from the configuration's own objective.
+# Complete objects, since a missing part would be taken from the objective of the configuration.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "kl": {"class_path": "lit_ddpm.PosteriorKL", "init_args": {"decoder": None}},
     "x0_mse": _x0_mse("UniformWeighting"),
@@ -35,10 +34,10 @@ class Arm:
     """One configuration of a comparison.
 
     Attributes:
-        name: Its name, that of a built-in objective or of the overlay's file.
-        config: The whole configuration, as `fit` takes it.
+        name: The name of the built-in objective or of the overlay's file.
+        config: The complete configuration for ``fit``.
         module: The untrained module.
-        trainer: The Trainer, which tells the budget and the precision.
+        trainer: The Trainer, for the budget and the precision.
         data: The data module.
     """
 
@@ -50,7 +49,7 @@ class Arm:
 
     @property
     def output_dtype(self) -> torch.dtype:
-        """What a layer's output has under the Trainer's precision."""
+        """The dtype of a layer's output under the Trainer's precision."""
         plugin, device = self.trainer.precision_plugin, self.trainer.strategy.root_device
         layer = plugin.convert_module(torch.nn.Linear(1, 1)).to(device)
         with plugin.forward_context():
@@ -61,15 +60,15 @@ class Arm:
 def resolve_arms(
     configs: Sequence[str | Path], objectives: Sequence[str | Path], overrides: Sequence[str]
 ) -> list[Arm]:
-    """The arms of a comparison, checked.
+    """Returns the arms of a comparison after checking them.
 
     Args:
-        configs: The configuration files that all share, later ones overlaid on earlier ones.
-        objectives: For each arm a name of `OBJECTIVES` or an overlay's path.
-        overrides: Flags that all share, such as ``--trainer.max_epochs=5``.
+        configs: The configuration files of all arms; later ones override earlier ones.
+        objectives: For each arm a name of `OBJECTIVES` or the path of an overlay.
+        overrides: Flags for all arms, such as ``--trainer.max_epochs=5``.
 
     Raises:
-        ValueError: If an arm is unknown, its file is not there, two have one name, or no last checkpoint is kept.
+        ValueError: If an arm is unknown, its file does not exist, or two arms have the same name.
     """
     names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
     if not names:
@@ -77,10 +76,10 @@ def resolve_arms(
     for name, one in zip(names, objectives, strict=True):
         if names.count(name) > 1:
             raise ValueError(
-                f"two arms have the name {name!r}: each needs its own, which for an overlay is its file's."
+                f"two arms have the name {name!r}: rename the file of an overlay, since its name is that of the arm."
             )
         if name != str(one) and not Path(one).is_file():
-            raise ValueError(f"the overlay {one} of objectives is not there.")
+            raise ValueError(f"the overlay {one} of objectives does not exist.")
         if name == str(one) and name not in OBJECTIVES:
             raise ValueError(
                 f"objective {name!r} is neither one of {', '.join(OBJECTIVES)} nor the path of an overlay."
@@ -90,7 +89,7 @@ def resolve_arms(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Lightning from saying for each arm what every run will say for itself."""
+    """Suppresses messages of Lightning for each arm, since every run prints them anyway."""
     names = ("fabric.utilities.seed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(f"lightning.{name}") for name in names]
     levels = [logger.level for logger in loggers]
@@ -105,13 +104,11 @@ def _quiet() -> Iterator[None]:
 
 def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Arm:
     args = [f"--config={config}" for config in configs]
-    of_arm = f"--model.objective={json.dumps(OBJECTIVES[name])}" if name in OBJECTIVES else f"--config={objective}"
+    built_in = OBJECTIVES.get(str(objective))
+    overlay = f"--config={objective}" if built_in is None else f"--model.objective={json.dumps(built_in)}"
     with _quiet():
-        cli = DDPMCLI([*args, of_arm, *overrides], run=False)
+        cli = DDPMCLI([*args, overlay, *overrides], run=False)
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
-    checkpoints = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    if not any(c.filename == "last" or c.save_last for c in checkpoints):
-        raise ValueError("trainer.callbacks keeps no checkpoint last.ckpt: add a ModelCheckpoint with filename: last.")
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     return Arm(name, config, cli.model, cli.trainer, cli.datamodule)

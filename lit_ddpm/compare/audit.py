@@ -1,4 +1,4 @@
-"""The lecture's equivalence, checked for a schedule and a parametrization at every t >= 2."""
+"""An audit of the equivalence of both forms of the KL, for a schedule and a parametrization at every t >= 2."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from lit_ddpm.diffusion.objective import kl_forms
 
 ALLOWED = 1e-10
 CHUNK = 256
-ERROR = 0.1  # of the network's output, so that there is something to weigh
+ERROR = 0.1  # of the network's output; without an error both forms are 0
 
 
 @dataclass(frozen=True)
 class Audit:
-    """How far the full KL form and the weighted x0-MSE are apart, relative to the latter.
+    """The difference of the full KL and the weighted x0-MSE, relative to the latter.
 
     Attributes:
-        values: For each precision of the network's output, the difference of the two at t = 2..T, ``[T - 1]``.
-        gradients: The same for their gradients with respect to the output, by Euclidean norm.
+        values: For each precision of the network's output, the relative difference at t = 2..T, ``[T - 1]``.
+        gradients: The same for the gradients with respect to the output, by Euclidean norm.
     """
 
     values: dict[str, Tensor]
     gradients: dict[str, Tensor]
 
     def largest(self, precision: str) -> float:
-        """The largest relative difference, of values or gradients, over all t."""
+        """Returns the largest relative difference, of values or gradients, over all t."""
         return float(torch.maximum(self.values[precision], self.gradients[precision]).max())
 
     def check(self) -> None:
         """Raises an ArithmeticError if the forms differ in float64 by more than `ALLOWED`."""
-        if not (found := self.largest("float64")) <= ALLOWED:
+        if not (largest := self.largest("float64")) <= ALLOWED:
             worst = int(torch.maximum(self.values["float64"], self.gradients["float64"]).argmax()) + 2
             raise ArithmeticError(
-                f"the two forms of the KL differ by {found:.1e} at t = {worst}, and {ALLOWED:g} is allowed in float64: "
-                "the schedule or the parametrization does not keep the equivalence."
+                f"the two forms of the KL differ by {largest:.1e} at t = {worst}, and {ALLOWED:g} is allowed in "
+                "float64: the schedule or the parametrization violates the equivalence."
             )
 
     def __str__(self) -> str:
-        """One line."""
+        """Returns the audit in one line."""
         parts = ", ".join(f"{self.largest(precision):.1e} in {precision}" for precision in self.values)
         return f"largest relative difference of the two forms over t = 2..{len(self.values['float64']) + 1}: {parts}"
 
@@ -53,13 +53,13 @@ def audit(
     image_shape: Sequence[int] = (1, 8, 8),
     seed: int = 0,
 ) -> Audit:
-    """Compares values and gradients of the two forms on random images and noise, for an output that is off by a tenth.
+    """Compares values and gradients of both forms on random images and noise, for an output with an error of 0.1.
 
-    The network is not called. A learned variance is left out: the posterior's stands for it, since only for a given
-    variance the two are one.
+    The network is not called. A learned variance is replaced by that of the posterior, since the equivalence holds for
+    a given variance only.
 
     Args:
-        denoiser: Whose schedule, parametrization and variance are checked.
+        denoiser: The schedule, parametrization and variance to audit.
         dtypes: The precisions of the network's output.
         image_shape: The shape of an image.
         seed: The seed of images and noise.
@@ -75,7 +75,7 @@ def audit(
         images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
         noise, error = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
         for name, dtype in zip(values, dtypes, strict=True):
-            working = torch.promote_types(dtype, torch.float32)  # what the denoiser makes of an output
+            working = torch.promote_types(dtype, torch.float32)  # the dtype that the denoiser promotes an output to
             x_0, eps = images.to(working), noise.to(working)
             x_t = q_marginal(schedule, x_0, t).sample(eps)
             target = parametrization.target(schedule, x_0, eps, t)
@@ -83,10 +83,10 @@ def audit(
             x0_hat = parametrization.x0_hat(schedule, output.to(working), x_t, t)
             pred = Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat)
             kl, kl_from_x0_mse, _ = kl_forms(bare, pred)
-            (of_kl,) = torch.autograd.grad(kl.sum(), output, retain_graph=True)
-            (of_mse,) = torch.autograd.grad(kl_from_x0_mse.sum(), output)
-            gap = (of_kl.double() - of_mse.double()).flatten(1).norm(dim=1)
-            gradients[name].append(gap / of_mse.double().flatten(1).norm(dim=1))
+            (kl_gradient,) = torch.autograd.grad(kl.sum(), output, retain_graph=True)
+            (mse_gradient,) = torch.autograd.grad(kl_from_x0_mse.sum(), output)
+            gap = (kl_gradient.double() - mse_gradient.double()).flatten(1).norm(dim=1)
+            gradients[name].append(gap / mse_gradient.double().flatten(1).norm(dim=1))
             values[name].append(((kl - kl_from_x0_mse).abs() / kl_from_x0_mse.abs()).detach().double())
     return Audit(
         {name: torch.cat(parts) for name, parts in values.items()},

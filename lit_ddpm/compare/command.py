@@ -1,4 +1,4 @@
-"""``lit-ddpm compare``, and the same from Python."""
+"""``lit-ddpm compare``, and the same function in Python."""
 
 import argparse
 import shlex
@@ -14,6 +14,8 @@ from lit_ddpm.compare.audit import Audit, audit
 from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.report import plot_audit, write_report
 from lit_ddpm.compare.runs import Result, Run, expected_seconds, minutes, run_all
+from lit_ddpm.data.protocols import DataInfo
+from lit_ddpm.training.run_directory import RunDirectory
 
 
 def compare(
@@ -24,53 +26,53 @@ def compare(
     resume: bool = False,
     overrides: Sequence[str] = (),
 ) -> Comparison:
-    """Trains, tests and compares arms on equal terms, one after another, each in a process of its own.
+    """Trains, tests and compares arms on equal terms, one after another, each in a separate process.
 
-    The arms of a seed get the same initial weights, order of the data, timesteps and noise, and the same budget. Into
-    `output_dir` go each run's directory, ``table.csv``, ``report.html`` and ``audit_<arm>.png``.
+    The arms of a seed have the same initial weights, data order, timesteps, noise and budget. `output_dir` receives the
+    directory of each run, ``table.csv``, ``report.html`` and ``audit_<arm>.png``.
 
     Args:
-        configs: Configuration files, later ones overlaid on earlier ones.
+        configs: Configuration files; later ones override earlier ones.
         objectives: For each arm the name of a built-in objective (`OBJECTIVES`) or the path of an overlay.
-        num_seeds: Seeds 0, 1, ... for each arm.
-        output_dir: Where everything goes.
-        resume: Go on with a comparison that is there; what is done is not done again.
-        overrides: Flags that hold for every arm, such as ``--trainer.max_epochs=5``.
+        num_seeds: The number of seeds 0, 1, ... of each arm.
+        output_dir: The directory of the comparison.
+        resume: Resume a comparison in that directory; completed work is not repeated.
+        overrides: Flags for every arm, such as ``--trainer.max_epochs=5``.
 
     Raises:
-        ValueError: If an argument is no good, or the directory holds something else.
-        ArithmeticError: If the two forms of the KL are not one for an arm's schedule, see `Audit.check`.
+        ValueError: If an argument is invalid, or the directory contains something else.
+        ArithmeticError: If the two forms of the KL differ for the schedule of an arm, see `Audit.check`.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds} must be at least 1.")
     directory = Path(output_dir)
     arms = resolve_arms(configs, objectives, overrides)
     runs = [
-        Run(arm, seed, directory / arm.name / f"seed_{seed}", directory.name, pictures=seed == 0)
+        Run(arm, seed, RunDirectory(directory / arm.name / f"seed_{seed}"), directory.name, draws_samples=seed == 0)
         for seed in range(num_seeds)
         for arm in arms
     ]
     if not resume and directory.exists() and any(directory.iterdir()):
         raise ValueError(
-            f"{directory} is not empty: go on with the comparison there with --resume, or name another directory with "
+            f"{directory} is not empty: resume the comparison there with --resume, or set another directory with "
             "--output_dir."
         )
     for run in runs:
         run.check()
     directory.mkdir(parents=True, exist_ok=True)
     audits = {arm.name: _audit(arm, directory) for arm in arms}
-    ahead = [run for run in runs if not run.done]
-    seconds = expected_seconds(arms[0]) if ahead else None
-    about = "" if seconds is None else f", about {minutes(seconds * len(ahead))} in all"
+    remaining = [run for run in runs if not run.done]
+    seconds = expected_seconds(arms[0]) if remaining else None
+    duration = "" if seconds is None else f", about {minutes(seconds * len(remaining))} in total"
     size = f"{len(arms)} arms, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
-    print(f"{len(ahead)} of {len(runs)} runs to do ({size}), one after another{about}", flush=True)
+    print(f"{len(remaining)} of {len(runs)} runs to do ({size}), one after another{duration}", flush=True)
     failed = run_all(runs)
     results: dict[str, list[Result]] = {}
     for arm in arms:
-        of_arm = [run for run in runs if run.arm is arm]
-        if all(run.done for run in of_arm):
-            results[arm.name] = [run.result() for run in of_arm]
-    comparison = Comparison(arms, results, audits, num_seeds, {run.name: run.log for run in failed})
+        arm_runs = [run for run in runs if run.arm is arm]
+        if all(run.done for run in arm_runs):
+            results[arm.name] = [run.result() for run in arm_runs]
+    comparison = Comparison(arms, results, audits, num_seeds, {run.name: run.files.log for run in failed})
     if results:
         options = [f"--config {shlex.quote(str(config))}" for config in configs]
         seeds = f"--seeds {num_seeds}"
@@ -83,13 +85,13 @@ def compare(
 
 
 def _audit(arm: Arm, directory: Path) -> Audit:
-    """Audits an arm, draws it, and stops if it fails."""
+    """Audits an arm, writes the plot, and raises an ArithmeticError if the audit fails."""
     dtypes = list(dict.fromkeys([torch.float64, torch.float32, arm.output_dtype]))
-    found = audit(arm.module.denoiser, dtypes, getattr(arm.data, "image_shape", None) or (1, 8, 8))
-    plot_audit(found).save(directory / f"audit_{arm.name}.png")
-    print(f"{arm.name}: {found}", flush=True)
-    found.check()
-    return found
+    result = audit(arm.module.denoiser, dtypes, DataInfo.of(arm.data).image_shape or (1, 8, 8))
+    plot_audit(result).save(directory / f"audit_{arm.name}.png")
+    print(f"{arm.name}: {result}", flush=True)
+    result.check()
+    return result
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,20 +100,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_compare(args: Sequence[str]) -> None:
-    """Runs the command with its arguments."""
+    """Runs the command."""
     parser = _Parser(
         prog="lit-ddpm compare",
-        description="Trains and tests several arms on equal terms and compares them: same initial weights, data order, "
-        "timesteps and noise for each seed, same budget. Other flags of `lit-ddpm fit` hold for every arm.",
+        description="Trains, tests and compares several arms on equal terms: for each seed the same initial weights, "
+        "data order, timesteps and noise, and the same budget. Other flags of `lit-ddpm fit` apply to every arm.",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--config", action="append", required=True, help="a configuration, or a further one on top")
+    parser.add_argument(
+        "--config", action="append", required=True, help="a configuration file; later ones override earlier ones"
+    )
     known = ", ".join(OBJECTIVES)
-    parser.add_argument("--objectives", required=True, help=f"arms, with commas: {known}, or the path of any overlay")
-    parser.add_argument("--seeds", type=int, default=1, help="the number of seeds for each arm")
-    parser.add_argument("--output_dir", default="runs/compare", help="where everything goes")
-    parser.add_argument("--resume", action="store_true", help="go on with the comparison in that directory")
+    parser.add_argument(
+        "--objectives", required=True, help=f"arms, separated by commas: {known}, or the path of an overlay"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="the number of seeds of each arm")
+    parser.add_argument("--output_dir", default="runs/compare", help="the directory of the comparison")
+    parser.add_argument("--resume", action="store_true", help="resume the comparison in that directory")
     known_args: Any
     known_args, overrides = parser.parse_known_args(list(args))
     arms = [name for name in known_args.objectives.split(",") if name]
@@ -121,7 +127,7 @@ def run_compare(args: Sequence[str]) -> None:
     except ArithmeticError as error:
         stop(str(error))
     except KeyboardInterrupt:
-        stop("interrupted; go on with --resume.")
+        stop("interrupted; resume with --resume.")
     if comparison.failed:
         logs = "; ".join(f"{name} ({log})" for name, log in comparison.failed.items())
         stop(f"{len(comparison.failed)} runs failed: {logs}. Repeat them with --resume.")

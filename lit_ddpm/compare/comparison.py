@@ -1,4 +1,4 @@
-"""What a comparison found: a table of its arms, and each trained model under every arm's objective."""
+"""The results of a comparison: a table of its arms, and each trained model under every arm's objective."""
 
 import csv
 import math
@@ -15,8 +15,8 @@ from lit_ddpm.compare.runs import Result
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 SPEED = "images/s"
-# Two-sided 95% quantiles of Student's t by the number of seeds: few seeds do not know their own error well. One seed
-# has the error over the test images, which are many.
+# Two-sided 95% quantiles of Student's t by the number of seeds. For one seed the normal quantile applies, since the
+# error is that over many test images.
 FACTORS = {1: 1.96, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
 
 
@@ -26,8 +26,8 @@ class Value:
 
     Attributes:
         mean: The mean.
-        error: Its standard error over the seeds. With one seed that over the test images where the ledger has it, and
-            NaN elsewhere.
+        error: Its standard error over the seeds. With one seed it is that over the test images for terms of the ledger,
+            and NaN for other values.
     """
 
     mean: float
@@ -36,14 +36,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the arms of a comparison found.
+    """The results of all arms.
 
     Attributes:
         arms: The arms.
-        results: For each arm's name what its seeds found, the same seeds for all; arms that failed are left out.
-        audits: For each arm's name the audit of its schedule and parametrization.
+        results: The results of each arm by name, one for each seed; arms with a failed run are left out.
+        audits: The audit of each arm by name.
         num_seeds: The number of seeds.
-        failed: The runs that failed, by name, each with its log; resuming the comparison repeats them.
+        failed: The logs of the runs that failed, by name of the run; resuming the comparison repeats them.
     """
 
     arms: list[Arm]
@@ -53,14 +53,14 @@ class Comparison:
     failed: dict[str, Path]
 
     def columns(self) -> dict[str, dict[str, Value]]:
-        """The terms of the bound, FID and its like, and the speed: for each column the arms' values."""
+        """Returns the terms of the bound, the sample metrics and the speed: for each column the values of the arms."""
         columns: dict[str, dict[str, Value]] = {}
         for arm, results in self.results.items():
             for term in ("total", "prior", "diffusion", "reconstruction"):
                 entries = [result.report.terms[term] for result in results]
                 name = results[0].report.unit if term == "total" else term
-                alone = entries[0].se_images
-                columns.setdefault(name, {})[arm] = _value([entry.value for entry in entries], alone)
+                single_seed_error = entries[0].se_images
+                columns.setdefault(name, {})[arm] = _value([entry.value for entry in entries], single_seed_error)
             for name in results[0].samples:
                 if not name.startswith("kid_std"):
                     values = [result.samples[name] for result in results]
@@ -72,41 +72,40 @@ class Comparison:
         return {name: values for name, values in columns.items() if values}
 
     def cross_evaluation(self) -> dict[str, dict[str, Value]]:
-        """Each trained model under each arm's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
+        """Returns each model under each arm's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
 
-        An objective is a weight on the x0-MSE here, see `weight_on_x0_mse`, averaged over t = 2..T; the x0-MSE is that
-        of the test images in the full bound, with x0_hat as the model samples with it. Where two schedules differ,
-        their timesteps do not mean the same, and there is no value.
+        An objective is a weight on the x0-MSE here, see `weight_on_x0_mse`, averaged over t = 2..T. The x0-MSE is that
+        of the test images in the exact bound, with x0_hat clipped as in sampling. Arms with different schedules have no
+        value, since their timesteps are not comparable.
         """
         cross: dict[str, dict[str, Value]] = {}
         for judge in self.arms:
             weight = weight_on_x0_mse(judge.module.objective, judge.module.denoiser)
             for arm in self.arms:
-                same = repr(arm.module.denoiser.schedule) == repr(judge.module.denoiser.schedule)
-                if arm.name in self.results and same:
+                if arm.name in self.results and _same_schedule(arm, judge):
                     errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[arm.name]]
                     values = [float((weight * error).mean()) for error in errors]
                     cross.setdefault(judge.name, {})[arm.name] = _value(values, math.nan)
         return cross
 
     def table(self) -> str:
-        """The columns and the cross-evaluation for a terminal."""
+        """Returns the columns and the cross-evaluation as text for a terminal."""
         title = f"mean ± standard error over {self.num_seeds} seeds"
         if self.num_seeds == 1:
             title = "one seed, ± standard error over the test images"
         parts = [
             self._grid(self.columns()),
             f"{title}; * {self.rule()}",
-            "\nthe same models, measured with each objective on the test images:",
+            "\ncross-evaluation: each model under each objective, on the test images",
             self._grid(self.cross_evaluation()),
         ]
         return "\n".join(parts)
 
     def leaders(self, column: str, values: dict[str, Value]) -> set[str]:
-        """The arms of a column that no other beats while they beat one, beyond the errors, see `rule`."""
+        """Returns the arms of a column that are marked, see `rule`."""
         if column == SPEED:
             return set()
-        sign = -1 if column.startswith("is_") else 1  # only the Inception score is better when larger
+        sign = -1 if column.startswith("is_") else 1  # the Inception score is the only metric where larger is better
 
         def beats(arm: str, other: str) -> bool:
             gap = sign * (values[other].mean - values[arm].mean)
@@ -115,8 +114,9 @@ class Comparison:
         return {a for a in values if any(beats(a, b) for b in values) and not any(beats(b, a) for b in values)}
 
     def rule(self) -> str:
-        """What it takes to lead a column."""
-        return f"worse than no row and better than one, by more than {self._factor} times their errors together (95%)"
+        """Returns the meaning of a mark: the test behind it."""
+        test = "t-test over the seeds" if self.num_seeds > 1 else "z-test over the test images"
+        return f"significantly better than another row, and no row is significantly better (unpaired {test}, 95%)"
 
     @property
     def _factor(self) -> float:
@@ -136,7 +136,7 @@ class Comparison:
         return "\n".join(lines)
 
     def save_csv(self, path: Path) -> None:
-        """Writes both tables as one, a row for each arm; an error follows its value, the speed comes last."""
+        """Writes both tables as one, a row for each arm; each error follows its value, the speed is last."""
         columns = self.columns()
         speed = columns.pop(SPEED, {})
         columns |= {f"measured_with_{name}": values for name, values in self.cross_evaluation().items()}
@@ -145,13 +145,13 @@ class Comparison:
             writer = csv.writer(file)
             writer.writerow(["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))])
             for arm in self.results:
-                found = [values.get(arm, Value(math.nan, math.nan)) for values in columns.values()]
-                numbers = [x for value in found for x in (value.mean, value.error)]
+                cells = [values.get(arm, Value(math.nan, math.nan)) for values in columns.values()]
+                numbers = [x for value in cells for x in (value.mean, value.error)]
                 writer.writerow([arm, self.num_seeds, *("" if math.isnan(x) else repr(x) for x in numbers)])
 
 
 def text_of(value: Value | None) -> str:
-    """A value with its error, to two digits of the error."""
+    """Formats a value and its error, to two digits of the error."""
     if value is None or math.isnan(value.mean):
         return "—"
     if math.isnan(value.error) or value.error == 0:
@@ -160,6 +160,12 @@ def text_of(value: Value | None) -> str:
     return f"{value.mean:,.{digits}f} ± {value.error:.{digits}f}"
 
 
-def _value(values: Sequence[float], error_of_one: float) -> Value:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else error_of_one
+def _same_schedule(arm: Arm, other: Arm) -> bool:
+    schedules = [a.module.denoiser.schedule for a in (arm, other)]
+    tables = [schedule.log_alpha_bar(torch.arange(schedule.num_steps + 1)) for schedule in schedules]
+    return torch.equal(*tables)
+
+
+def _value(values: Sequence[float], single_seed_error: float) -> Value:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else single_seed_error
     return Value(statistics.mean(values), error)

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing beside it."""
+"""A comparison as a self-contained HTML file."""
 
 import base64
 import io
@@ -23,6 +23,7 @@ from lit_ddpm.compare.comparison import Comparison, Value, text_of
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.diffusion.weighting import kl_weight
+from lit_ddpm.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,40 +39,40 @@ figure { margin: 0 } figcaption { text-align: center } img { max-width: 100% }
 .samples img { image-rendering: pixelated }
 pre { background: #f6f6f6; padding: 1rem; overflow-x: auto }
 """
-MIN_WIDTH = 320  # of a grid of samples, in pixels
+MIN_WIDTH = 320  # of a sample grid, in pixels
 
 
 def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path: Path) -> None:
     """Writes the report.
 
     Args:
-        comparison: What was found.
-        runs: The runs, whose pictures and configurations are shown.
-        command: What made it.
+        comparison: The results.
+        runs: The runs, for samples and configurations.
+        command: The command of the comparison.
         path: The file.
     """
-    drawn = {run.arm.name: run for run in runs if run.pictures and run.arm.name in comparison.results}
+    runs_with_samples = {run.arm.name: run for run in runs if run.draws_samples and run.arm.name in comparison.results}
     seeds = "one seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     errors = "over the test images" if comparison.num_seeds == 1 else "over the seeds"
     versions = f"lit_ddpm with torch {torch.__version__} and lightning {lightning.__version__}"
     parts = [
         f"<h1>{escape(' · '.join(comparison.results))}</h1><pre>{escape(command)}</pre>",
-        f"<p>{seeds}; the arms of a seed have the same initial weights where their networks are the same, the same "
-        "order of the data, the same timesteps and noise at each step, and the same budget. ± is the standard error "
+        f"<p>{seeds}; the arms of a seed have the same initial weights if their networks are the same, the same "
+        "data order, the same timesteps and noise at each step, and the same budget. ± is the standard error "
         f"{errors}. Bold: {comparison.rule()}.</p>",
         "<h2>Results on the test images</h2>",
         _table(comparison, comparison.columns()),
-        "<h2>Each model measured with each objective</h2><p>Rows are what a model was trained with, columns what it is "
-        "measured with: the objective's weight on the x0-MSE of the test images, averaged over t = 2..T.</p>",
+        "<h2>Cross-evaluation</h2><p>Each row is a model, each column an objective: its weight times the x0-MSE of the "
+        "test images, averaged over t = 2..T.</p>",
         _table(comparison, comparison.cross_evaluation()),
         '<h2>Samples</h2><p>The same initial noise for every arm.</p><div class="row samples">',
-        *(_figure(_samples(run.directory), name) for name, run in drawn.items()),
-        '</div><h2>Where the bits go, and what the objectives weigh</h2><div class="row">',
+        *(_figure(_sample_grid(run.files), name) for name, run in runs_with_samples.items()),
+        '</div><h2>KL terms, weights and rate-distortion curves</h2><div class="row">',
         *(_figure(picture, caption) for picture, caption in _overlays(comparison)),
-        "</div><h2>The equivalence audit</h2><p>Values and gradients of the full KL form and of the weighted x0-MSE, "
-        f"at every t &ge; 2, with an output that is off by a tenth. In float64 {ALLOWED:g} is allowed.</p>",
+        "</div><h2>Equivalence audit</h2><p>Values and gradients of the full KL and of the weighted x0-MSE, "
+        f"at every t &ge; 2, for an output with an error of 0.1. In float64 {ALLOWED:g} is allowed.</p>",
         '<div class="row">',
-        *(_figure(plot_audit(found), ", ".join(names), str(found)) for names, found in _different(comparison)),
+        *(_figure(plot_audit(result), ", ".join(names), str(result)) for names, result in _distinct_audits(comparison)),
         "</div><h2>Configurations</h2>",
         *(_details(f"{run.arm.name}, seed {run.seed}", yaml.safe_dump(run.config(), sort_keys=False)) for run in runs),
         f"<p>{escape(versions)}, Python {platform.python_version()}, {escape(platform.platform())}</p>",
@@ -91,9 +92,9 @@ def _table(comparison: Comparison, columns: dict[str, dict[str, Value]]) -> str:
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-def _figure(picture: Image.Image, *captions: str) -> str:
+def _figure(image: Image.Image, *captions: str) -> str:
     file = io.BytesIO()
-    picture.save(file, format="png")
+    image.save(file, format="png")
     data = base64.b64encode(file.getvalue()).decode()
     caption = "<br>".join(escape(line) for line in captions)
     alt = escape(captions[0], quote=True)
@@ -104,36 +105,39 @@ def _details(title: str, text: str) -> str:
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 
 
-def _samples(directory: Path) -> Image.Image:
-    with np.load(directory / "predict" / "samples.npz") as file:
+def _sample_grid(files: RunDirectory) -> Image.Image:
+    with np.load(files.predictions / "samples.npz") as file:
         images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
     grid: Image.Image = to_pil_image(make_grid(images, nrow=8, padding=1))
-    times = max(1, -(-MIN_WIDTH // grid.width))
-    return grid.resize((grid.width * times, grid.height * times), Image.Resampling.NEAREST)
+    zoom = max(1, -(-MIN_WIDTH // grid.width))
+    return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
 
 
 def _overlays(comparison: Comparison) -> list[tuple[Image.Image, str]]:
-    """The profiles, the weights and the rate-distortion curves of all arms, one picture each."""
+    """Plots the KL terms, the weights and the rate-distortion curves of all arms, with captions."""
     tables: dict[str, plots.Table] = {}
     for arm in comparison.arms:
         if arm.name in comparison.results:
             denoiser = arm.module.denoiser
             t = torch.arange(2, denoiser.schedule.num_steps + 1)
             weight = weight_on_x0_mse(arm.module.objective, denoiser)
-            of_kl = kl_weight(denoiser.schedule, t, denoiser.variance).tolist()
-            nothing = (np.zeros(len(t)), np.zeros(len(t)))
-            each = [
-                plots.profile_table(result.report, nothing, (weight / weight.mean()).tolist(), of_kl)
+            weights_of_kl = kl_weight(denoiser.schedule, t, denoiser.variance).tolist()
+            no_training = (np.zeros(len(t)), np.zeros(len(t)))
+            by_seed = [
+                plots.profile_table(result.report, no_training, (weight / weight.mean()).tolist(), weights_of_kl)
                 for result in comparison.results[arm.name]
             ]
-            tables[arm.name] = {column: np.mean([table[column] for table in each], axis=0) for column in each[0]}
+            tables[arm.name] = {name: np.mean([table[name] for table in by_seed], axis=0) for name in by_seed[0]}
     unit = next(iter(comparison.results.values()))[0].report.unit
     return [
-        (_lines("Where the bits go", tables, ("t", "t"), ("kl", f"$L_{{t-1}}$ ({unit})"), log=True), "the KL terms"),
-        (_lines("Weight on the x0-MSE", tables, ("t", "t"), ("weight", "weight / its mean"), log=True), "the weights"),
+        (_lines("KL terms by timestep", tables, ("t", "t"), ("kl", f"$L_{{t-1}}$ ({unit})"), log=True), "the KL terms"),
         (
-            _lines("Rate and distortion", tables, ("rate", f"rate ({unit})"), ("rmse", r"RMSE of $\hat x_0$")),
-            "what is left to say, and what has been paid",
+            _lines("Weight on the x0-MSE", tables, ("t", "t"), ("weight", "weight / its mean"), log=True),
+            "the weight of each objective on the x0-MSE",
+        ),
+        (
+            _lines("Rate-distortion curve", tables, ("rate", f"rate ({unit})"), ("rmse", r"RMSE of $\hat x_0$")),
+            "the RMSE of x0_hat against the cumulative bound",
         ),
     ]
 
@@ -143,39 +147,39 @@ def _lines(
 ) -> Image.Image:
     def draw(axes: "Axes") -> None:
         for i, (name, table) in enumerate(tables.items()):
-            style = ("-", "--", ":")[i % 3]  # curves that lie on one another are all seen
-            axes.plot(table[x[0]], table[y[0]], label=name, color=_colour(i), linestyle=style)
+            style = ("-", "--", ":")[i % 3]  # curves that coincide remain visible
+            axes.plot(table[x[0]], table[y[0]], label=name, color=_color(i), linestyle=style)
         if log:
             axes.set_yscale("log")
 
     return plots.plot(title, x[1], y[1], draw)
 
 
-def _colour(number: int) -> str:
+def _color(number: int) -> str:
     return plots.PALETTE[number % len(plots.PALETTE)]
 
 
-def _different(comparison: Comparison) -> list[tuple[list[str], Audit]]:
-    """The audits that differ, each with the arms that it holds for."""
-    found: dict[str, tuple[list[str], Audit]] = {}
-    for name, of_arm in comparison.audits.items():
-        found.setdefault(str(of_arm), ([], of_arm))[0].append(name)
-    return list(found.values())
+def _distinct_audits(comparison: Comparison) -> list[tuple[list[str], Audit]]:
+    """Returns the audits without duplicates, each with the names of its arms."""
+    distinct: dict[str, tuple[list[str], Audit]] = {}
+    for name, result in comparison.audits.items():
+        distinct.setdefault(str(result), ([], result))[0].append(name)
+    return list(distinct.values())
 
 
-def plot_audit(found: Audit) -> Image.Image:
-    """The relative difference of the two forms against t, for each precision; none at all is drawn at 1e-18."""
+def plot_audit(result: Audit) -> Image.Image:
+    """Plots the relative difference of both forms against t for each precision; differences of 0 are drawn at 1e-18."""
 
     def draw(axes: "Axes") -> None:
-        for i, (name, values) in enumerate(found.values.items()):
-            t, gradients = np.arange(2, len(values) + 2), _floor(found.gradients[name])
-            axes.plot(t, _floor(values), color=_colour(i), linewidth=1.5, label=f"{name}, values")
-            axes.plot(t, gradients, color=_colour(i), linewidth=1, linestyle=":", label=f"{name}, gradients")
+        for i, (name, values) in enumerate(result.values.items()):
+            t, gradients = np.arange(2, len(values) + 2), _floor(result.gradients[name])
+            axes.plot(t, _floor(values), color=_color(i), linewidth=1.5, label=f"{name}, values")
+            axes.plot(t, gradients, color=_color(i), linewidth=1, linestyle=":", label=f"{name}, gradients")
         axes.axhline(ALLOWED, color="black", linewidth=1, linestyle="--")
         axes.set_yscale("log")
 
-    return plots.plot("Difference of the two forms", "t", "relative difference", draw)
+    return plots.plot("Difference of both forms", "t", "relative difference", draw)
 
 
 def _floor(values: torch.Tensor) -> NDArray[np.float64]:
-    return np.asarray(values.clamp(min=1e-18))  # 0 has no place on a logarithmic axis
+    return np.asarray(values.clamp(min=1e-18))  # a logarithmic axis has no 0

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each an ordinary fit and test in a process and a directory of its own."""
+"""The runs of a comparison: for each a fit, a test and samples in separate processes and one directory."""
 
 import csv
 import json
@@ -7,34 +7,33 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from lit_ddpm._internal.files import write_json
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.data.base import ImageDataModule
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.training.run_directory import RunDirectory
 
-NUM_PICTURES = 64
-CONFIG = "arm.yaml"
-SECONDS = "seconds.json"
-START = 6.0  # seconds, about what a process takes until it does something
+NUM_SAMPLES = 64  # in the report
+STARTUP_SECONDS = 6.0  # of a process, approximately
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         report: The ledger of the test split.
-        samples: FID and its like of the test, each under its name and its extractor's.
-        images_per_s: The median speed of training; None without the callback `Performance`.
+        samples: The sample metrics of the test, by their names and the extractor's.
+        images_per_s: The median training speed; None without the callback `Performance`.
     """
 
     report: Report
@@ -48,43 +47,37 @@ class Run:
 
     Attributes:
         arm: The arm.
-        seed: The seed of weights, data order, t and eps: arms of one seed get the same.
-        directory: Where everything of it goes.
-        group: The name that W&B gathers the runs of a comparison under.
-        pictures: Whether it also draws, for the report.
+        seed: The seed of weights, data order, t and eps; all arms have the same seeds.
+        files: The run directory.
+        group: The group of the comparison's runs in W&B.
+        draws_samples: Whether the run also draws samples for the report.
     """
 
     arm: Arm
     seed: int
-    directory: Path
+    files: RunDirectory
     group: str
-    pictures: bool
+    draws_samples: bool
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The name in messages."""
         return f"{self.arm.name}, seed {self.seed}"
 
     @property
-    def log(self) -> Path:
-        """What its processes print."""
-        return self.directory / "log.txt"
-
-    @property
     def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return "test" in self._seconds()
+        """Whether all commands are complete."""
+        return "test" in self._durations()
 
-    def _seconds(self) -> dict[str, float]:
-        """What each part that is done took."""
-        path = self.directory / SECONDS
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    def _durations(self) -> dict[str, float]:
+        """Returns the seconds of each completed command."""
+        return dict(json.loads(self.files.durations.read_text())) if self.files.durations.is_file() else {}
 
     def config(self) -> dict[str, Any]:
-        """The arm's configuration with this run's seed and directory, and for W&B its name and group."""
+        """Returns the configuration of the arm with the seed and directory of this run, and its name in W&B."""
         config: dict[str, Any] = json.loads(json.dumps(self.arm.config))
         config["seed_everything"] = self.seed
-        config["trainer"]["default_root_dir"] = str(self.directory)
+        config["trainer"]["default_root_dir"] = str(self.files.path)
         loggers = config["trainer"].get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, dict) and logger.get("class_path", "").endswith("WandbLogger"):
@@ -92,80 +85,79 @@ class Run:
         return config
 
     def check(self) -> None:
-        """Raises a ValueError if the directory holds a run of another configuration."""
-        path = self.directory / CONFIG
-        theirs = yaml.safe_load(path.read_text()) if path.is_file() else None
-        if self.directory.exists() and any(self.directory.iterdir()) and theirs != self.config():
+        """Raises a ValueError if the directory contains a run of another configuration."""
+        path, existing = self.files.arm_config, None
+        if path.is_file():
+            existing = yaml.safe_load(path.read_text())
+        if self.files.path.exists() and any(self.files.path.iterdir()) and existing != self.config():
             raise ValueError(
-                f"{self.directory} holds a run of another configuration: name another directory with --output_dir, or "
-                "remove this one."
+                f"{self.files.path} contains a run of another configuration: set another directory with --output_dir, "
+                "or remove this one."
             )
 
     def execute(self) -> None:
-        """Fits, tests and draws; goes on from the last checkpoint if there is one.
+        """Fits, draws samples and tests; resumes from the last checkpoint if there is one.
 
         Raises:
-            subprocess.CalledProcessError: If a process fails; its log says why.
+            subprocess.CalledProcessError: If a command fails; the log has the reason.
         """
-        checkpoint = self.directory / "checkpoints" / "last.ckpt"
-        # From a checkpoint on, the configuration beside it is used, which also knows the id of a W&B run.
-        of_last = ["--ckpt_path", str(checkpoint)]
-        if not checkpoint.is_file() and self.directory.exists():
-            shutil.rmtree(self.directory)  # nothing to go on from
-        self.directory.mkdir(parents=True, exist_ok=True)
-        config = self.directory / CONFIG
-        config.write_text(yaml.safe_dump(self.config(), sort_keys=False))
-        parts = {"fit": of_last if checkpoint.is_file() else ["--config", str(config)]}
-        if self.pictures:
-            parts["predict"] = [*of_last, f"--num_samples={NUM_PICTURES}"]
-        parts["test"] = of_last
-        for command, args in parts.items():
-            seconds = self._seconds()
-            if command not in seconds:
+        files = self.files
+        resumes = files.last_checkpoint.is_file()
+        if not resumes and files.path.exists():
+            shutil.rmtree(files.path)
+        files.path.mkdir(parents=True, exist_ok=True)
+        files.arm_config.write_text(yaml.safe_dump(self.config(), sort_keys=False))
+        # With a checkpoint the configuration of the run is used; it also contains the identifier of a W&B run.
+        last_checkpoint_args = ["--ckpt_path", str(files.last_checkpoint)]
+        commands = {"fit": last_checkpoint_args if resumes else ["--config", str(files.arm_config)]}
+        if self.draws_samples:
+            commands["predict"] = [*last_checkpoint_args, f"--num_samples={NUM_SAMPLES}"]
+        commands["test"] = last_checkpoint_args
+        for command, args in commands.items():
+            durations = self._durations()
+            if command not in durations:
                 start = time.monotonic()
-                self._process(command, *args)
-                seconds[command] = time.monotonic() - start
-                (self.directory / SECONDS).write_text(json.dumps(seconds) + "\n")
+                self._run_process(command, *args)
+                write_json(files.durations, durations | {command: time.monotonic() - start})
 
-    def _process(self, command: str, *args: str) -> None:
-        with self.log.open("a") as log:
-            full = [sys.executable, "-m", "lit_ddpm", command, *args]
-            process = subprocess.Popen(full, stdout=log, stderr=subprocess.STDOUT)
+    def _run_process(self, command: str, *args: str) -> None:
+        with self.files.log.open("a") as log:
+            full_command = [sys.executable, "-m", "lit_ddpm", command, *args]
+            process = subprocess.Popen(full_command, stdout=log, stderr=subprocess.STDOUT)
             try:
                 while process.poll() is None:
                     time.sleep(0.5)
                     if sys.stdout.isatty():
                         width = shutil.get_terminal_size().columns - 1
-                        print(f"\r{self.name}: {command} | {self.last_words()}"[:width].ljust(width), end="\r")
-            finally:  # interrupted, and the process too
+                        print(f"\r{self.name}: {command} | {self.last_output()}"[:width].ljust(width), end="\r")
+            finally:  # an interrupt reaches the process too
                 process.wait()
         if process.returncode != 0:
-            raise subprocess.CalledProcessError(process.returncode, full)
+            raise subprocess.CalledProcessError(process.returncode, full_command)
 
-    def last_words(self) -> str:
-        """The last line of the log, or the last state of a progress bar in it."""
-        lines = self.log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    def last_output(self) -> str:
+        """Returns the last line of the log, or the last state of its progress bar."""
+        lines = self.files.log.read_text(errors="replace").replace("\r", "\n").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def result(self) -> Result:
-        """What the run found; it must be done."""
-        path = self.directory / "sample_metrics.jsonl"
+        """Returns the results of a complete run."""
+        path = self.files.sample_metrics
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         tests = [line for line in lines if line["command"] == "test"]
         samples = {}
         if tests:
             extractor = tests[-1]["protocol"]["extractor"].split(" ")[0]
             samples = {f"{name}_{extractor}": value for name, value in tests[-1]["metrics"].items()}
-        with (self.directory / "metrics.csv").open(newline="") as file:
+        with self.files.metrics.open(newline="") as file:
             speeds = [float(row["perf/images_per_s"]) for row in csv.DictReader(file) if row.get("perf/images_per_s")]
-        report = Report.load(self.directory / "ledger.json")
-        return Result(report, samples, statistics.median(speeds) if speeds else None)
+        return Result(Report.load(self.files.ledger), samples, statistics.median(speeds) if speeds else None)
 
 
 def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
-    """About how long one run takes, from a training step and a batch of the bound timed on random images.
+    """Estimates the seconds of a run from a training step and a network call, timed on random images.
 
-    None for data of another kind than `ImageDataModule`, or if the network wants more than images, timesteps, labels.
+    Returns None for data other than an `ImageDataModule`, or if the network needs more than images, timesteps, labels.
     """
     module, data, trainer = arm.module, arm.data, arm.trainer
     if not isinstance(data, ImageDataModule) or data.image_shape is None:
@@ -199,11 +191,11 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
     metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
     sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
-    return float(2 * START + steps * step + (images * T + sampled) * call / batch)
+    return float(2 * STARTUP_SECONDS + steps * step + (images * T + sampled) * call / batch)
 
 
-def _seconds(action: Any, at_most: float) -> float:
-    """The median of up to three timings after a first that does not count."""
+def _seconds(action: Callable[[], None], at_most: float) -> float:
+    """Returns the median of up to three timings after a warm-up."""
     times = []
     for _ in range(4):
         start = time.monotonic()
@@ -215,12 +207,12 @@ def _seconds(action: Any, at_most: float) -> float:
 
 
 def minutes(seconds: float) -> str:
-    """A duration in words."""
+    """Formats a duration."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def run_all(runs: Sequence[Run]) -> list[Run]:
-    """Executes the runs that are not done, one after another; returns those that failed."""
+    """Executes the runs that are not done, one after another, and returns those that failed."""
     failed, spent = [], []
     for number, run in enumerate(runs, 1):
         if run.done:
@@ -230,10 +222,10 @@ def run_all(runs: Sequence[Run]) -> list[Run]:
             run.execute()
         except subprocess.CalledProcessError:
             failed.append(run)
-            print(f"[{number}/{len(runs)}] {run.name} failed: {run.last_words()} ({run.log})", flush=True)
+            print(f"[{number}/{len(runs)}] {run.name} failed: {run.last_output()} ({run.files.log})", flush=True)
             continue
         spent.append(time.monotonic() - start)
-        left = sum(not other.done for other in runs[number:])
-        later = f", about {minutes(left * statistics.mean(spent))} left" if left else ""
-        print(f"[{number}/{len(runs)}] {run.name}: {minutes(spent[-1])}{later}".ljust(79), flush=True)
+        remaining = sum(not other.done for other in runs[number:])
+        estimate = f", about {minutes(remaining * statistics.mean(spent))} left" if remaining else ""
+        print(f"[{number}/{len(runs)}] {run.name}: {minutes(spent[-1])}{estimate}".ljust(79), flush=True)
     return failed

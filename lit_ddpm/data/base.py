@@ -1,4 +1,4 @@
-"""Image data modules: uint8 until they are on the device, in [-1, 1] after."""
+"""Image data modules: batches are uint8 until they are on the device, and in [-1, 1] after."""
 
 import hashlib
 from abc import abstractmethod
@@ -22,24 +22,24 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Images(Protocol):
-    """Images and labels that are read a whole batch at a time; see `ImageTensors` and `ImageFiles`."""
+    """Images and labels that are read a batch at a time, such as `ImageTensors`."""
 
     def __len__(self) -> int:
         """The number of images."""
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch of grey levels, uint8 ``[B, C, H, W]``, and labels, int64 ``[B]``, already collated."""
+        """Returns a collated batch: pixel levels, uint8 ``[B, C, H, W]``, and labels, int64 ``[B]``."""
 
     def fingerprint(self) -> str:
-        """A string that changes with the images."""
+        """Returns a string that changes with the images."""
 
 
 @dataclass(frozen=True)
 class ImageTensors(Dataset[Batch]):
-    """Images and labels in memory, indexed a whole batch at a time.
+    """Images and labels in memory, indexed a batch at a time.
 
     Attributes:
-        images: Grey levels, uint8 ``[N, C, H, W]``.
+        images: Pixel levels, uint8 ``[N, C, H, W]``.
         labels: int64 ``[N]``.
     """
 
@@ -51,35 +51,35 @@ class ImageTensors(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Batch:
-        """One image and its label."""
+        """Returns an image and its label."""
         return self.images[index], self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch of images and labels, already collated: no Python call an image."""
+        """Returns a collated batch of images and labels without a Python call for each image."""
         rows = torch.as_tensor(indices)
         return self.images[rows], self.labels[rows]
 
     def fingerprint(self) -> str:
-        """The SHA-256 of the grey levels."""
+        """Returns the SHA-256 of the pixel levels."""
         return hashlib.sha256(self.images.contiguous().numpy().tobytes()).hexdigest()
 
 
 class ImageDataModule(LightningDataModule):
-    """Splits of images. A subclass implements `splits` and states `image_shape`, and `levels` and `num_classes`.
+    """Splits of an image dataset. A subclass implements `splits` and sets `image_shape`, `levels` and `num_classes`.
 
-    The order of the training images, and which of them are flipped, is a function of (seed, epoch, batch, rank) alone.
-    Evaluation visits every image in order, and never flips one.
+    The order of the training images and their random flips are a function of (seed, epoch, batch, rank). Evaluation
+    reads every image in order, without flips.
 
     Args:
-        batch_size: Images in a training batch on each process.
-        eval_batch_size: Images in a validation or test batch on each process.
-        flip: Mirror half of the training images, chosen anew in each epoch, left to right; on the device.
-        num_workers: Processes that read images; 0 where they are in memory.
+        batch_size: Images in a training batch of each rank.
+        eval_batch_size: Images in a validation or test batch of each rank.
+        flip: Flip half of the training images horizontally, drawn anew in each epoch; on the device.
+        num_workers: Worker processes that read images; 0 for images in memory.
 
     Attributes:
-        image_shape: ``(C, H, W)``.
-        levels: The number of grey levels.
-        num_classes: The number of labels, or None for images without.
+        image_shape: The shape of an image, ``(C, H, W)``.
+        levels: The number of pixel levels.
+        num_classes: The number of classes, or None without labels.
 
     Raises:
         ValueError: If a number is too small; in `setup`, if a split is empty or a label out of range.
@@ -103,10 +103,10 @@ class ImageDataModule(LightningDataModule):
 
     @abstractmethod
     def splits(self) -> dict[str, Any]:
-        """The ``train``, ``val`` and ``test`` `Images`, disjoint and the same in every process."""
+        """Returns the ``train``, ``val`` and ``test`` `Images`, disjoint and the same on every rank."""
 
     def setup(self, stage: str) -> None:
-        """Loads the splits once, checks them and says their sizes."""
+        """Loads the splits once, checks them and reports their sizes."""
         if self._splits:
             return
         self._splits = self.splits()
@@ -125,47 +125,47 @@ class ImageDataModule(LightningDataModule):
         rank_zero_info(f"{type(self).__name__}: {sizes} images of {list(self.image_shape)}, {self.levels} levels.")
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled whole batches; incomplete ones are left out. A checkpoint knows where in the epoch it was.
+        """Returns shuffled complete batches; a checkpoint contains the position in the epoch.
 
         Raises:
-            ValueError: If there are fewer images than a batch has.
+            ValueError: If there are fewer images than in a batch.
         """
         images = self._dataset("train")
-        replicas, rank = self._processes()
+        replicas, rank = self._replicas()
         count = len(self._splits["train"])
         if count < self.batch_size * replicas:
             raise ValueError(
-                f"batch_size = {self.batch_size} on {replicas} process(es) is more than the {count} training images."
+                f"batch_size = {self.batch_size} on {replicas} rank(s) is more than the {count} training images."
             )
         sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
-        return ResumableLoader(images, self.batch_size, sampler, Progress(self.trainer), **self._reading())
+        return ResumableLoader(images, self.batch_size, sampler, Progress(self.trainer), **self._loader_settings())
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation images in order."""
-        return DataLoader(self._dataset("val"), batch_size=self.eval_batch_size, **self._reading())
+        """Returns the validation images in order."""
+        return DataLoader(self._dataset("val"), batch_size=self.eval_batch_size, **self._loader_settings())
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test images in order."""
-        return DataLoader(self._dataset("test"), batch_size=self.eval_batch_size, **self._reading())
+        """Returns the test images in order."""
+        return DataLoader(self._dataset("test"), batch_size=self.eval_batch_size, **self._loader_settings())
 
     def reference_dataloader(self) -> DataLoader[Batch]:
-        """The training images in order, in [-1, 1] and never flipped: what generated images are compared with.
+        """Returns the training images in order, in [-1, 1] and without flips: the reference of FID.
 
-        Whole batches are dealt to the processes in turn.
+        Batches are dealt to the ranks in turn.
         """
         images, size = self._dataset("train"), self.eval_batch_size
         count = len(self._splits["train"])
-        replicas, rank = self._processes()
+        replicas, rank = self._replicas()
         batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
-        reading = self._reading() | {"collate_fn": partial(_collate_in_range, levels=self.levels)}
-        return DataLoader(images, batch_sampler=batches[rank::replicas], **reading)
+        settings = self._loader_settings() | {"collate_fn": partial(_collate_in_range, levels=self.levels)}
+        return DataLoader(images, batch_sampler=batches[rank::replicas], **settings)
 
     def fingerprint(self) -> str:
-        """Tells these training images from others, for what is kept about them."""
+        """Returns a fingerprint of the training images, for cached statistics."""
         return f"{type(self).__name__} {self._splits['train'].fingerprint()}"
 
     def train_histogram(self) -> Tensor | None:
-        """How often each pixel has each level in the training split: int64 ``[levels, C, H, W]``; None for files."""
+        """Returns the counts of each pixel level in the training split: int64 ``[levels, C, H, W]``; None for files."""
         split = self._splits["train"]
         if not isinstance(split, ImageTensors):
             return None
@@ -177,35 +177,38 @@ class ImageDataModule(LightningDataModule):
         return counts.reshape(self.levels, *split.images.shape[1:])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Maps grey levels to [-1, 1], on the device, and flips training images."""
+        """Maps pixel levels to [-1, 1] on the device, and flips training images."""
         images, labels = batch
         if self.flip and self.trainer is not None and self.trainer.training:
             position = (self.trainer.current_epoch, self.trainer.fit_loop.batch_idx, self.trainer.global_rank)
             generator = keyed_generator("flip", training_seed(), *position)
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(-1), images)
+            flipped = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
         return to_float(images, self.levels), labels
 
     def _dataset(self, split: str) -> Dataset[Batch]:
         return cast(Dataset[Batch], self._splits[split])
 
-    def _processes(self) -> tuple[int, int]:
+    def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def _reading(self) -> dict[str, Any]:
-        reading = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return {**reading, "collate_fn": _already_collated}
+    def _loader_settings(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": _already_collated,
+        }
 
 
 def split_rows(count: int, sizes: dict[str, int], seed: int) -> dict[str, list[int]]:
-    """A random split of ``range(count)``, the same for the same seed: parts of the sizes named, the rest is ``train``.
+    """Splits ``range(count)`` at random, as a function of the seed, into the sizes given; the rest is ``train``.
 
     Raises:
-        ValueError: If nothing is left to train on.
+        ValueError: If no training image remains.
     """
     if sum(sizes.values()) >= count or min(sizes.values()) < 1:
         wanted = ", ".join(f"{name}_size = {size}" for name, size in sizes.items())
-        raise ValueError(f"{wanted} must each be at least 1 and leave some of the {count} images to train on.")
+        raise ValueError(f"{wanted} must each be at least 1 and leave at least one of the {count} images for training.")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     parts = torch.split(order, [*sizes.values(), count - sum(sizes.values())])
     return {name: rows.tolist() for name, rows in zip([*sizes, "train"], parts, strict=True)}

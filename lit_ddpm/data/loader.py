@@ -1,4 +1,4 @@
-"""A loader that goes on in the middle of an epoch."""
+"""A data loader that resumes in the middle of an epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,49 +7,50 @@ from typing import Any, cast
 
 import lightning
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from typing_extensions import override
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """An order that is a function of (seed, epoch, rank), without its first `skip` entries."""
+    """A shuffle that is a function of (seed, epoch, rank), without its first `skip` entries."""
 
     skip = 0
 
+    @override
     def __iter__(self) -> Iterator[Any]:
-        """The rest of this epoch's order."""
         return islice(super().__iter__(), self.skip, None)
 
 
 @dataclass
 class Progress:
-    """How far a Trainer has come, if there is one."""
+    """The position of a Trainer in its fit; a loader outside of Lightning has None."""
 
     trainer: lightning.Trainer | None
 
     @property
     def epoch(self) -> int | None:
-        """The epoch, counted from 0."""
+        """The current epoch, counted from 0."""
         return self.trainer.current_epoch if self.trainer is not None else None
 
     @property
     def batches(self) -> int:
-        """The batches of the epoch that have been trained on; 0 without a Trainer."""
+        """The number of batches of this epoch that have been trained on; 0 without a Trainer."""
         if self.trainer is None:
             return 0
-        of_epoch: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(of_epoch.processed)
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
 
 
 class ResumableLoader(DataLoader[Any]):
-    """Whole batches in the order of an `EpochSampler`; Lightning keeps its state in checkpoints.
+    """Complete batches in the order of an `EpochSampler`; Lightning saves the state of the loader in checkpoints.
 
     Args:
         dataset: The images.
         batch_size: Images in a batch.
-        sampler: Their order.
-        progress: The epoch, and how much of it has been trained on. The loader itself knows neither: the batch it gave
-            last may have been cut off, and with ``max_steps`` Lightning tells samplers another epoch than its own
-            after it goes on from the end of one.
-        **kwargs: See `torch.utils.data.DataLoader`.
+        sampler: The order of the images.
+        progress: The position in the fit. The loader does not count by itself, since its last batch may have been
+            interrupted, and with ``max_steps`` Lightning passes samplers a wrong epoch after it resumes from the end of
+            one.
+        **kwargs: Arguments of `torch.utils.data.DataLoader`.
     """
 
     def __init__(
@@ -57,21 +58,21 @@ class ResumableLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, **kwargs)
         self._progress = progress
-        self._resume_at = 0  # the batch that the next epoch begins with
+        self._first_batch = 0  # of the next epoch
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch has a class of its own for iterators
-        """The batches of an epoch, or the rest of one that was cut off."""
-        # A generator begins with its first batch; when Lightning calls this, it does not know the epoch yet.
+    @override
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch returns an iterator class of its own
+        # A generator runs at its first batch; Lightning calls this method before it has set the epoch.
         sampler = cast(EpochSampler, self.sampler)
-        sampler.skip, self._resume_at = self._resume_at * cast(int, self.batch_size), 0
-        if (epoch := self._progress.epoch) is not None:  # else whoever loops says it, with `set_epoch`
+        sampler.skip, self._first_batch = self._first_batch * cast(int, self.batch_size), 0
+        if (epoch := self._progress.epoch) is not None:  # without a Trainer the caller sets it with `set_epoch`
             sampler.set_epoch(epoch)
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch have been trained on."""
+        """Returns the number of batches of the epoch that have been trained on."""
         return {"batches": self._progress.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has the next epoch begin where the one of `state_dict` was; after its last batch, from the start."""
-        self._resume_at = state_dict["batches"] % len(self)
+        """Starts the next epoch after the batches of `state_dict`; after the last batch, at the first."""
+        self._first_batch = state_dict["batches"] % len(self)

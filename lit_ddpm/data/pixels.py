@@ -1,23 +1,24 @@
-"""The two directions between the grey levels of a data set and the numbers of a network."""
+"""Conversion between the pixel levels of a dataset and the values of a network."""
 
 import torch
 from torch import Tensor
 
 
 def to_float(levels: Tensor, num_levels: int = 256) -> Tensor:
-    """Grey levels ``0..num_levels - 1`` (uint8, any shape) as float32 in [-1, 1]."""
+    """Converts pixel levels ``0..num_levels - 1`` (uint8, any shape) to float32 in [-1, 1]."""
     return levels.float() * (2 / (num_levels - 1)) - 1
 
 
 def to_uint8(images: Tensor, num_levels: int = 256) -> Tensor:
-    """Images in [-1, 1] as uint8 in 0..255, by way of the nearest of `num_levels` grey levels, clipped outside.
+    """Converts images in [-1, 1] to uint8 in 0..255, rounded to the nearest of `num_levels` levels and clipped.
 
-    The same for real and generated images, for pictures and for FID: a data set of 17 levels has 17 of the 256 values.
+    Real and generated images share this conversion, for pictures and for FID: with 17 levels, 17 of the 256 values
+    occur.
 
     Raises:
-        ValueError: If any value is NaN or infinite.
+        ValueError: If a value is NaN or infinite.
     """
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("images must be finite to become uint8; these hold NaN or infinity.")
+        raise ValueError("images must be finite to be converted to uint8; these contain NaN or infinity.")
     level = ((images.float().clamp(-1, 1) + 1) * ((num_levels - 1) / 2)).round()
     return (level * (255 / (num_levels - 1))).round().to(torch.uint8)

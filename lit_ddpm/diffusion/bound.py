@@ -5,14 +5,14 @@ r"""The variational bound on the negative log-likelihood, term by term.
       + \underbrace{\sum_{t=2}^T E\, KL(q(x_{t-1}|x_t,x_0) \,\|\, p_\theta(x_{t-1}|x_t))}_{\mathrm{diffusion}}
       + \underbrace{E[-\ln p_\theta(x_0|x_1)]}_{\mathrm{reconstruction}}
 
-(Ho et al. 2020, eq. 5). Each image's noise is a function of (seed, index) alone, so the bound depends neither on the
-batch it is computed in nor on the process.
+(Ho et al. 2020, eq. 5). The noise of an image is a function of (seed, index), so the bound does not depend on the batch
+or the rank that computes it.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
 
-BLOCK = 16  # timesteps whose noise is drawn at once; a part of how noise follows from (seed, index)
-KNOTS = 16  # of the density that `expected_size` draws
-UNIFORM_SHARE = 0.01  # of the draws by importance, so that every timestep stays possible
+BLOCK = 16  # timesteps per call of the generator; the noise of (seed, index) depends on it
+KNOTS = 16  # averages that `smooth_rms` interpolates
+UNIFORM_SHARE = 0.01  # probability of a uniform draw, so that every timestep remains possible
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,17 @@ class Bound:
     Attributes:
         prior: ``KL(q(x_T|x_0) || N(0, I))``, ``[B]``, exact.
         diffusion: The sum of the KL terms over t = 2..T, or its unbiased estimate, ``[B]``.
-        reconstruction: ``-log p(x_0|x_1)`` by the decoder, ``[B]``.
-        differences: How much the KL terms of neighbouring timesteps differ: the mean over the images for each pair of
-            them, scaled as in `diffusion`, ``[num_calls // 2]``, none for two calls. With `squared_differences` it
-            tells how much of `diffusion` is noise: see `noise_variance`.
-        squared_differences: The sum over the pairs of the mean of the squared difference, a scalar.
-        profile: The mean over the images of each KL term, t = 2..T, ``[T - 1]``; it sums to the mean of `diffusion`.
-        second_moment: The mean over the images of each KL term's square, ``[T - 1]``, or its unbiased estimate.
-        visits: How many network calls were at t, for t = 1..T, ``[T]``.
-        kl: The sum over those calls of the KL term, t = 2..T, ``[T - 1]``.
-        squared_error: The sum over those calls of ``|x0_hat - x_0|^2`` per dimension, ``[T]``.
+        reconstruction: ``-log p(x_0|x_1)`` of the decoder, ``[B]``.
+        differences: The differences of the terms of `diffusion` at neighboring timesteps, averaged over the images,
+            ``[num_calls // 2]``, none for two calls; the input of `noise_variance`.
+        squared_differences: The squared differences, averaged over the images and summed over the pairs, a scalar.
+        profile: Each KL term, t = 2..T, averaged over the images, ``[T - 1]``; it sums to the mean of `diffusion`.
+        second_moment: The square of each KL term, averaged over the images, ``[T - 1]``, or its unbiased estimate.
+        visits: The number of network calls at each t = 1..T, ``[T]``.
+        kl: The sum of the KL terms over those calls, t = 2..T, ``[T - 1]``.
+        squared_error: The sum of ``|x0_hat - x_0|^2`` per dimension over those calls, t = 1..T, ``[T]``.
         dims: The number of dimensions of an image.
-        num_calls: The number of network calls an image.
+        num_calls: The number of network calls for each image.
     """
 
     prior: Tensor
@@ -64,39 +63,39 @@ class Bound:
 
     @property
     def total(self) -> Tensor:
-        """The whole bound, ``[B]``."""
+        """The bound, ``[B]``."""
         return self.prior + self.diffusion + self.reconstruction
 
 
 def noise_variance(differences: Tensor, squared_differences: Tensor, num_images: int) -> float:
-    """The variance of one image's `Bound.diffusion` over its noise and its choice of timesteps, in squared nats.
+    """Returns the variance of `Bound.diffusion` of one image over its noise and timesteps, in squared nats.
 
-    Neighbouring terms have independent noise, so the variance of their difference over the images is the sum of their
-    variances, and somewhat more where images differ in how fast their terms fall (collapsed strata: Cochran 1977,
-    section 5A.12). NaN for fewer than two images or two terms.
+    Terms at neighboring timesteps have independent noise, so the variance of their difference over the images is the
+    sum of their variances; it is larger where the slope of the terms differs between images (collapsed strata: Cochran
+    1977, section 5A.12). The result is NaN for fewer than two images or two terms.
     """
     if num_images < 2 or not len(differences):
         return math.nan
-    spread = float(squared_differences - (differences**2).sum())
-    return max(spread, 0.0) * num_images / (num_images - 1)
+    variance = float(squared_differences - (differences**2).sum())
+    return max(variance, 0.0) * num_images / (num_images - 1)
 
 
-def expected_size(second_moment: Tensor) -> Tensor:
-    """About the root mean square of each KL term, ``[T - 1]``, from an estimate of the mean of its square.
+def smooth_rms(second_moment: Tensor) -> Tensor:
+    """Returns a smooth estimate of the root mean square of each KL term, ``[T - 1]``, from its second moment.
 
-    It is smooth, and the averages it goes through are rounded to powers of the root of 2: what float32 makes of
-    another batch size must not move a timestep.
+    It interpolates averages that are rounded to powers of sqrt(2), so that the float32 rounding of another batch size
+    does not move a timestep.
     """
     num_kl = len(second_moment)
     block = torch.arange(num_kl) * min(KNOTS, num_kl) // num_kl
     sums = torch.zeros(int(block[-1]) + 1, dtype=torch.float64).index_add_(0, block, second_moment.double().cpu())
     mean = sums / block.bincount()
-    size = 2 ** (mean.clamp(min=1e-30).log2().round() / 2)
-    return interpolate(size[None, None], size=num_kl, mode="linear")[0, 0]
+    knots = 2 ** (mean.clamp(min=1e-30).log2().round() / 2)
+    return interpolate(knots[None, None], size=num_kl, mode="linear")[0, 0]
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
-    """Nats for an image of `dims` dimensions as bits per dimension."""
+    """Converts nats for an image of `dims` dimensions to bits per dimension."""
     return nats / (dims * math.log(2))
 
 
@@ -110,32 +109,31 @@ def variational_bound(
     second_moment: Tensor | None = None,
     **cond: Any,
 ) -> Bound:
-    """The bound of `x_0` under the denoiser, in evaluation mode and without gradients.
+    """Returns the bound of `x_0` under the denoiser, in evaluation mode and without gradients.
 
-    Memory does not grow with T: the network sees all images at one timestep after another.
+    The network is called once for each timestep with all images, so the memory of activations does not grow with T.
 
     Args:
         denoiser: The model.
         x_0: The images, ``[B, ...]``.
         decoder: The likelihood at t = 1.
-        num_timesteps: None visits every t. A number K gives an unbiased estimate from K calls an image: t = 1, and one
-            t drawn from each of K - 1 equal shares of 2..T. K = T is the exact sum again.
+        num_timesteps: None evaluates every t. A number K gives an unbiased estimate from K calls for each image: t = 1,
+            and one t from each of K - 1 equal strata of 2..T. K = T is the exact sum.
         seed: The seed of the noise.
-        index: Each image's number in its data set, ``[B]``; counted from 0 if None.
-        second_moment: `Bound.second_moment` of an earlier bound, ``[T - 1]``, makes an estimate more precise. Then t is
-            drawn in proportion to the root (Nichol and Dhariwal 2021, section 3.3), and what a term owes to the length
-            of its eps, whose mean is known, is left out (a control variate).
-        **cond: Passed on to the network.
+        index: The index of each image in its dataset, ``[B]``; counted from 0 if None.
+        second_moment: `Bound.second_moment` of an earlier bound, ``[T - 1]``; it reduces the variance of an estimate.
+            Then t is drawn in proportion to the root mean square of the KL terms (Nichol and Dhariwal 2021, section
+            3.3), with the squared norm of eps as a control variate.
+        **cond: Keyword arguments of the network.
 
     Raises:
-        ValueError: If `num_timesteps` is not in 2..T, `second_moment` has not T - 1 entries, or the images are not data
-            of the decoder's kind, or lie outside [-1, 1] although the denoiser clips.
+        ValueError: If `num_timesteps` is not in 2..T, `second_moment` does not have T - 1 entries, or the images are
+            outside the support of the decoder, or outside [-1, 1] although the denoiser clips.
     """
-    schedule = denoiser.schedule
-    num_kl = schedule.num_steps - 1
-    calls = schedule.num_steps if num_timesteps is None else num_timesteps
-    if not 2 <= calls <= schedule.num_steps:
-        raise ValueError(f"num_timesteps = {num_timesteps} must be in 2..{schedule.num_steps}, or None for all.")
+    num_steps = denoiser.schedule.num_steps
+    num_calls = num_steps if num_timesteps is None else num_timesteps
+    if not 2 <= num_calls <= num_steps:
+        raise ValueError(f"num_timesteps = {num_timesteps} must be in 2..{num_steps}, or None for all T.")
     decoder.check(x_0)
     if denoiser.clip and float(x_0.abs().max()) > 1:
         raise ValueError(
@@ -143,80 +141,105 @@ def variational_bound(
         )
     indices = range(len(x_0)) if index is None else [int(i) for i in index]
     if len(indices) != len(x_0):
-        raise ValueError(f"index must hold one number an image, {len(x_0)}, not {len(indices)}.")
-    if second_moment is not None and len(second_moment) != num_kl:
-        raise ValueError(f"second_moment must hold one number for each t = 2..T, {num_kl}, not {len(second_moment)}.")
-    clean = to_float64(x_0)
-    size, density = torch.zeros(num_kl, dtype=torch.float64), torch.full((num_kl,), 1 / num_kl, dtype=torch.float64)
-    if second_moment is not None and calls < schedule.num_steps:
-        size = expected_size(second_moment)
-        density = (1 - UNIFORM_SHARE) * size / size.sum() + UNIFORM_SHARE * density
+        raise ValueError(f"index must have one number for each image, {len(x_0)}, not {len(indices)}.")
+    if second_moment is not None and len(second_moment) != num_steps - 1:
+        raise ValueError(
+            f"second_moment must have one value for each t = 2..T, {num_steps - 1}, not {len(second_moment)}."
+        )
+    density = torch.full((num_steps - 1,), 1 / (num_steps - 1), dtype=torch.float64)
+    rms = torch.zeros_like(density)
+    if second_moment is not None and num_calls < num_steps:
+        rms = smooth_rms(second_moment)
+        density = (1 - UNIFORM_SHARE) * rms / rms.sum() + UNIFORM_SHARE * density
+    terms = _evaluate(denoiser, x_0, decoder, _draws(x_0, indices, seed, num_calls, density), cond)
+    return _reduce(terms, rms, density, dims=x_0[0].numel())
 
-    diffusion = previous = torch.zeros(len(x_0), dtype=clean.dtype, device=clean.device)
-    profile = torch.zeros(num_kl, dtype=clean.dtype, device=clean.device)
-    squares, kl_sums = torch.zeros_like(profile), torch.zeros_like(profile)
-    visits = torch.zeros(schedule.num_steps, dtype=clean.dtype, device=clean.device)
-    squared_error = torch.zeros_like(visits)
-    differences = [diffusion[:0]]
-    squared_differences = torch.zeros((), dtype=clean.dtype, device=clean.device)
+
+class _Terms(NamedTuple):
+    """The results of the K network calls, float64 on the CPU; row k is call k, and call 0 has t = 1."""
+
+    prior: Tensor  # [B]
+    reconstruction: Tensor  # [B]
+    t: Tensor  # int64 [K, B]
+    squared_error: Tensor  # [K, B], mean of |x0_hat - x_0|^2 over the dimensions
+    kl: Tensor  # [K - 1, B], the KL at t[1:]
+    excess_noise: Tensor  # [K - 1, B], mean of eps^2 over the dimensions, minus its expectation 1
+
+
+def _evaluate(
+    denoiser: Denoiser, x_0: Tensor, decoder: Decoder, draws: Iterator[tuple[Tensor, Tensor]], cond: dict[str, Any]
+) -> _Terms:
+    """Calls the network once for each of the `draws` of (t, eps)."""
+    schedule, clean = denoiser.schedule, to_float64(x_0)
+    rows: dict[str, list[Tensor]] = {"t": [], "squared_error": [], "kl": [], "excess_noise": []}
     with evaluating(denoiser):
         prior = gaussian_kl(
             q_marginal(schedule, clean, schedule.num_steps), Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
         )
-        for k, (t, eps) in enumerate(_noised_timesteps(x_0, indices, seed, calls, density)):
+        for k, (t, eps) in enumerate(draws):
             x_t = q_marginal(schedule, clean, t).sample(eps.to(clean))
             estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
             x0_hat = estimate.x0_hat.to(clean)
             p = denoiser.p_given_x0_hat(x_t, x0_hat, t, fraction=estimate.fraction)
-            row = (t - 1).to(x_0.device)
-            visits.index_add_(0, row, torch.ones_like(diffusion))
-            squared_error.index_add_(0, row, ((x0_hat - clean) ** 2).flatten(1).mean(1))
+            rows["t"].append(t)
+            rows["squared_error"].append(((x0_hat - clean) ** 2).flatten(1).mean(1))
             if k == 0:  # t = 1
                 reconstruction = _per_image(-decoder.log_prob(clean, p))
-                continue
-            kl = _per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p))
-            weight = 1 / ((calls - 1) * density[t - 2]).to(kl)
-            squares.index_add_(0, row - 1, weight * kl**2)
-            kl_sums.index_add_(0, row - 1, kl)
-            length = (eps.to(kl) ** 2).flatten(1).mean(1) - 1
-            kl = weight * (kl - size[t - 2].to(kl) * length)
-            diffusion = diffusion + kl
-            profile.index_add_(0, row - 1, kl)
-            # Terms 1 and 2, 3 and 4, ...; a last one left over meets the one before it, and counts half.
-            if k > 1 and (k % 2 == 0 or k == calls - 1):
-                difference = (kl - previous) / (1 if k % 2 == 0 else math.sqrt(2))
-                differences.append(difference.mean()[None])
-                squared_differences += (difference**2).mean()
-            previous = kl
-    return Bound(
+            else:
+                rows["kl"].append(_per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p)))
+                rows["excess_noise"].append((eps.to(clean) ** 2).flatten(1).mean(1) - 1)
+    arrays = {name: torch.stack(values).cpu() for name, values in rows.items()}
+    return _Terms(
         prior=_per_image(prior).double().cpu(),
-        diffusion=diffusion.double().cpu(),
         reconstruction=reconstruction.double().cpu(),
-        differences=torch.cat(differences).double().cpu(),
-        squared_differences=squared_differences.double().cpu(),
-        profile=(profile / len(x_0)).double().cpu(),
-        second_moment=(squares / len(x_0)).double().cpu(),
-        visits=visits.double().cpu(),
-        kl=kl_sums.double().cpu(),
-        squared_error=squared_error.double().cpu(),
-        dims=x_0[0].numel(),
-        num_calls=calls,
+        **{name: array if name == "t" else array.double() for name, array in arrays.items()},
     )
 
 
-def _noised_timesteps(
-    x_0: Tensor, indices: Sequence[int], seed: int, calls: int, density: Tensor
+def _reduce(terms: _Terms, rms: Tensor, density: Tensor, dims: int) -> Bound:
+    """Reduces the arrays of all network calls to a `Bound`."""
+    num_kl, (num_terms, num_images) = len(density), terms.kl.shape
+    column = terms.t[1:] - 2
+    weight = 1 / (num_terms * density[column])
+    weighted = weight * (terms.kl - rms[column] * terms.excess_noise)  # the control variate has mean 0
+
+    def sum_by_timestep(values: Tensor, first_t: int) -> Tensor:
+        t = terms.t[-len(values) :] - first_t
+        return torch.zeros(num_kl + 2 - first_t, dtype=torch.float64).index_add_(0, t.flatten(), values.flatten())
+
+    # Terms 0 and 1, 2 and 3, ...; a last one without a partner is paired with its predecessor and counts half.
+    differences = weighted[1::2] - weighted[: num_terms - 1 : 2]
+    if num_terms % 2 and num_terms > 1:
+        differences = torch.cat([differences, (weighted[-1:] - weighted[-2:-1]) / math.sqrt(2)])
+    return Bound(
+        prior=terms.prior,
+        diffusion=weighted.sum(0),
+        reconstruction=terms.reconstruction,
+        differences=differences.mean(1),
+        squared_differences=(differences**2).mean(1).sum(),
+        profile=sum_by_timestep(weighted, 2) / num_images,
+        second_moment=sum_by_timestep(weight * terms.kl**2, 2) / num_images,
+        visits=sum_by_timestep(torch.ones_like(terms.squared_error), 1),
+        kl=sum_by_timestep(terms.kl, 2),
+        squared_error=sum_by_timestep(terms.squared_error, 1),
+        dims=dims,
+        num_calls=len(terms.t),
+    )
+
+
+def _draws(
+    x_0: Tensor, indices: Sequence[int], seed: int, num_calls: int, density: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields ``(t [B] on the CPU, eps [B, ...])``: t = 1, then one from each of ``calls - 1`` shares of a density."""
+    """Yields ``(t [B] on the CPU, eps [B, ...])``: t = 1, then one t from each of K - 1 strata of a density."""
     generators = [keyed_generator("bound", seed, index) for index in indices]
-    within_share = torch.stack([torch.rand(calls - 1, generator=g, dtype=torch.float64) for g in generators], 1)
-    share = torch.arange(calls - 1, dtype=torch.float64)[:, None]
-    place = (share + within_share) / (calls - 1)
-    t = 2 + torch.searchsorted(density.cumsum(0), place, right=True).clamp(max=len(density) - 1)
+    uniform = torch.stack([torch.rand(num_calls - 1, generator=g, dtype=torch.float64) for g in generators], 1)
+    stratum = torch.arange(num_calls - 1, dtype=torch.float64)[:, None]
+    quantile = (stratum + uniform) / (num_calls - 1)
+    t = 2 + torch.searchsorted(density.cumsum(0), quantile, right=True).clamp(max=len(density) - 1)
     t = torch.cat([torch.ones_like(t[:1]), t])
-    for start in range(0, calls, BLOCK):
+    for start in range(0, num_calls, BLOCK):
         noise = torch.stack([torch.randn((BLOCK, *x_0.shape[1:]), generator=g) for g in generators], 1)
-        for k in range(start, min(start + BLOCK, calls)):
+        for k in range(start, min(start + BLOCK, num_calls)):
             yield t[k], noise[k - start].to(x_0.device, non_blocking=True)
 
 

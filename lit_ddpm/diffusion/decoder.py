@@ -1,9 +1,11 @@
-"""Likelihoods ``p(x_0|x_1)``: what the last step of the reverse process says about the data."""
+"""Decoders: the likelihood ``p(x_0|x_1)`` of the last step of the reverse process."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.gaussian import Gaussian
@@ -13,50 +15,54 @@ class Decoder(Configurable, ABC):
     """A likelihood of the data under a Gaussian for each component.
 
     Attributes:
-        levels: The number of grey levels of the data, or None for real-valued data.
+        levels: The number of pixel levels of the data, or None for real-valued data.
     """
 
     levels: int | None = None
 
     @abstractmethod
     def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
-        """``log p(x_0)`` in nats for each component, of the shape of `x_0`."""
+        """Returns ``log p(x_0)`` in nats for each component, of the shape of `x_0`."""
 
     @abstractmethod
     def check(self, x_0: Tensor) -> None:
-        """Raises a ValueError if `x_0` is no data of this decoder's kind."""
+        """Raises a ValueError if `x_0` is outside the support of this decoder."""
 
 
+@dataclass(eq=False)
 class GaussianDecoder(Decoder):
-    """The density of real-valued data. Its logarithm is in nats of a density: it gives no bits per dimension."""
+    """The density of real-valued data, in nats. A density has no bits per dimension."""
 
+    @override
     def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
-        """See `Decoder.log_prob`."""
         return -0.5 * ((x_0 - p.mean) ** 2 / p.var + torch.log(2 * torch.pi * p.var))
 
+    @override
     def check(self, x_0: Tensor) -> None:
-        """Raises a ValueError if `x_0` is not finite."""
         _check_finite(x_0)
 
 
+@dataclass(eq=False)
 class DiscretizedGaussian(Decoder):
-    r"""The Gaussian's mass in each pixel's bin on the grid of `levels` values from -1 to 1 (Ho et al. 2020, eq. 13).
+    r"""The Gaussian's mass in the bin of each pixel level, on `levels` values from -1 to 1 (Ho et al. 2020, eq. 13).
 
-    The bins of the two outermost levels reach to infinity, so the masses of all levels sum to one. The logarithm is
-    taken as :math:`\ln \Phi(b) + \ln(-\mathrm{expm1}(\ln \Phi(a) - \ln \Phi(b)))` on the side of the mean where both
-    tails are small, which keeps values and gradients right at any distance.
+    The bins of the two outermost levels extend to infinity, so the masses of all levels sum to one. The logarithm is
+    :math:`\ln \Phi(b) + \ln(-\mathrm{expm1}(\ln \Phi(a) - \ln \Phi(b)))` on the side of the mean where both tails are
+    small. This form keeps values and gradients exact at any distance from the mean.
 
     Args:
-        levels: The number of grey levels, at least 2; 256 for 8-bit images.
+        levels: The number of pixel levels, at least 2; 256 for 8-bit images.
     """
 
-    def __init__(self, levels: int = 256) -> None:
-        if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-            raise ValueError(f"levels = {levels!r}: a DiscretizedGaussian needs an integer of at least 2.")
-        self.levels: int = levels
+    levels: int = 256
 
+    def __post_init__(self) -> None:
+        """Checks the number of levels."""
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
+            raise ValueError(f"levels = {self.levels!r}: a DiscretizedGaussian needs an integer of at least 2.")
+
+    @override
     def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
-        """See `Decoder.log_prob`; `x_0` must lie on the grid, which `check` tells."""
         half_bin = 1 / (self.levels - 1)
         std = p.var.sqrt()
         upper = torch.where(x_0 > 1 - half_bin, torch.inf, (x_0 + half_bin - p.mean) / std)
@@ -68,13 +74,13 @@ class DiscretizedGaussian(Decoder):
         log_prob: Tensor = log_upper + torch.log(-torch.expm1(log_lower - log_upper))
         return log_prob
 
+    @override
     def check(self, x_0: Tensor) -> None:
-        """Raises a ValueError if `x_0` is not finite, outside [-1, 1] or off the grid of levels."""
         _check_finite(x_0)
         low, high = float(x_0.min()), float(x_0.max())
         if low < -1 or high > 1:
             raise ValueError(
-                f"images must lie in [-1, 1] for DiscretizedGaussian({self.levels}); these reach from {low:g} "
+                f"images must lie in [-1, 1] for DiscretizedGaussian({self.levels}); their range is {low:g} "
                 f"to {high:g}."
             )
         position = (x_0.double() + 1) / 2 * (self.levels - 1)
@@ -89,4 +95,4 @@ class DiscretizedGaussian(Decoder):
 
 def _check_finite(x_0: Tensor) -> None:
     if not bool(torch.isfinite(x_0).all()):
-        raise ValueError("images must be finite; these hold NaN or infinity.")
+        raise ValueError("images must be finite; these contain NaN or infinity.")

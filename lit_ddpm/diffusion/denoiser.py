@@ -1,9 +1,9 @@
-"""The model's reverse process: a network, read as an estimate of the clean image, inside the posterior's own form."""
+"""The reverse process of the model: the posterior with the network's estimate in place of x_0."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,31 @@ from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
 
 Variance = Literal["posterior", "beta", "learned"]
-"""The variance of ``p_theta``: the true posterior's sigma_q^2, or beta_t (Ho et al. 2020, section 3.2), or learned: for
-each pixel between the two, on a logarithmic scale (Nichol and Dhariwal 2021, eq. 15)."""
+"""The variance of ``p_theta``: the true posterior's sigma_q^2, beta_t (Ho et al. 2020, section 3.2), or learned: an
+interpolation of the two on a logarithmic scale for each pixel (Nichol and Dhariwal 2021, eq. 15)."""
+
+
+@runtime_checkable
+class ImageNetwork(Protocol):
+    """A network that states its channels, which `DDPM` compares with those of the data."""
+
+    in_channels: int
+    out_channels: int
+
+
+@runtime_checkable
+class ClassConditionalNetwork(Protocol):
+    """A network with the keyword argument ``label``, int64 ``[B]``; the value ``num_classes`` means "no label"."""
+
+    num_classes: int | None
 
 
 class Estimate(NamedTuple):
-    """What a denoiser says of noisy images.
+    """The output of a denoiser for noisy images.
 
     Attributes:
         x0_hat: The estimate of x_0, ``[B, ...]``.
-        fraction: Where the logarithm of a learned variance lies between sigma_q^2 (0) and beta (1), ``[B, ...]``; None
+        fraction: The position of a learned log variance between log sigma_q^2 (0) and log beta (1), ``[B, ...]``; None
             for the other variances.
     """
 
@@ -32,7 +47,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Everything about one call of the network on noised images; an objective reads what it needs.
+    """The inputs and outputs of one network call on noised images, for an objective.
 
     Attributes:
         x_0: The clean images, ``[B, ...]``.
@@ -40,8 +55,8 @@ class Prediction:
         t: The timesteps, int64 ``[B]`` on the CPU.
         eps: The noise in `x_t`, ``[B, ...]``.
         output: The network's output, at least float32.
-        x0_hat: The estimate of `x_0` that `output` stands for, never clipped.
-        fraction: See `Estimate`.
+        x0_hat: The estimate of `x_0` that follows from `output`, never clipped.
+        fraction: The position of a learned variance, see `Estimate`.
     """
 
     x_0: Tensor
@@ -53,7 +68,7 @@ class Prediction:
     fraction: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Prediction":
-        """The prediction of some of its samples, by their numbers (int64, on the CPU)."""
+        """Returns the prediction of the samples with the indices `rows` (int64, on the CPU)."""
         if len(rows) == len(self.t):
             return self
         on_device = rows.to(self.x_0.device)
@@ -63,16 +78,16 @@ class Prediction:
 
 
 class Denoiser(nn.Module):
-    """``p_theta(x_s|x_t)``: the network, the schedule, and what the network's output means.
+    """The model ``p_theta(x_s|x_t)``: a network, a schedule and a parametrization.
 
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
             Its output has the shape of x_t, or for a learned variance twice the channels.
         schedule: The forward process.
-        parametrization: What the network's output stands for.
+        parametrization: The meaning of the network's output.
         variance: The variance of ``p_theta``: ``"posterior"`` (sigma_q^2), ``"beta"`` (beta_t) or ``"learned"``.
-        clip: Clip the estimate of x_0 to the data's range [-1, 1]. A property of ``p_theta``: it holds for sampling
-            and for the variational bound alike, and never for the `predict` that training uses.
+        clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
+            sampling and to the variational bound alike, and never to `predict`, which training uses.
 
     Raises:
         ValueError: If `variance` is unknown, or the parametrization divides by a signal that the schedule has erased.
@@ -90,8 +105,8 @@ class Denoiser(nn.Module):
         check_variance(variance)
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
             raise ValueError(
-                f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: nothing of "
-                "the image is left in x_T to recover it from; use VParametrization or X0Parametrization."
+                f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: "
+                "x_T contains no signal to estimate x_0 from; use VParametrization or X0Parametrization."
             )
         self.network = network
         self.schedule = schedule
@@ -99,25 +114,30 @@ class Denoiser(nn.Module):
         self.variance: Variance = variance
         self.clip = clip
 
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of the network, or None for an unconditional one."""
+        return self.network.num_classes if isinstance(self.network, ClassConditionalNetwork) else None
+
     def forward(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Tensor:
-        """The estimate of x_0 from `x_t` ``[B, ...]`` at `t`, an int or ``[B]``; clipped if the denoiser clips."""
+        """Returns the estimate of x_0 from `x_t` ``[B, ...]`` at `t`, an int or ``[B]``; clipped if `clip` is set."""
         return self.estimate(x_t, t, **cond).x0_hat
 
     def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
-        """The same, with what a learned variance needs; one call of the network."""
+        """Returns the estimate of x_0 together with a learned variance; one network call."""
         t = self._timesteps(x_t, t)
         output, fraction = self._output(x_t, t, cond)
         x0_hat = self._x0_hat(output, x_t, t)
         return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
     def predict(self, x_0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> Prediction:
-        """Noises `x_0` to `t` with `eps` and calls the network once; the gradient flows through the result.
+        """Noises `x_0` to `t` with `eps` and calls the network once, with gradients.
 
         Args:
             x_0: The clean images, ``[B, ...]``, any real values.
             t: One timestep a sample, ``[B]``, in 1..T.
             eps: Standard normal noise of the shape of `x_0`.
-            **cond: Passed on to the network.
+            **cond: Keyword arguments of the network.
         """
         t = self._timesteps(x_0, t).expand(len(x_0))
         x_t = q_marginal(self.schedule, x_0, t).sample(eps)
@@ -126,7 +146,7 @@ class Denoiser(nn.Module):
         return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat, fraction=fraction)
 
     def p_posterior(self, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None, **cond: Any) -> Gaussian:
-        """``p_theta(x_s|x_t)``: mu_theta and its variance, with one call of the network; see `p_given_x0_hat`."""
+        """Returns ``p_theta(x_s|x_t)``: mu_theta and its variance, with one network call; see `p_given_x0_hat`."""
         x0_hat, fraction = self.estimate(x_t, t, **cond)
         return self.p_given_x0_hat(x_t, x0_hat, t, s, fraction)
 
@@ -138,26 +158,26 @@ class Denoiser(nn.Module):
         s: int | Tensor | None = None,
         fraction: Tensor | None = None,
     ) -> Gaussian:
-        """``p_theta(x_s|x_t)`` for a given estimate of x_0: the true posterior's mean with `x0_hat` in place of x_0.
+        """Returns ``p_theta(x_s|x_t)`` for a given estimate of x_0: the posterior mean with `x0_hat` in place of x_0.
 
-        Where s = 0 the true posterior has no variance, and every choice takes beta, the variance of the whole step;
-        only a learned one, at t = 1, lies between that and the posterior variance of t = 2. Without a `fraction` a
-        learned variance is sigma_q^2.
+        Where s = 0 the true posterior has no variance, and the variance is beta, that of the whole step. A learned
+        variance at t = 1 lies between beta and the posterior variance at t = 2. Without a `fraction` a learned variance
+        is sigma_q^2.
         """
         c = posterior_coefficients(self.schedule, t, s)
         mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
         var = model_variance(c.var, c.beta, self.variance)
         if fraction is None:
             return Gaussian(mean, expand_like(var, x_t))
-        of_2 = posterior_coefficients(self.schedule, 2).var
-        least = torch.where((c.var == 0) & (torch.as_tensor(t) == 1), torch.minimum(of_2, c.beta), var)
+        variance_at_2 = posterior_coefficients(self.schedule, 2).var
+        least = torch.where((c.var == 0) & (torch.as_tensor(t) == 1), torch.minimum(variance_at_2, c.beta), var)
         low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
         return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
         t = check_timesteps(t, 1, self.schedule.num_steps)
         if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x)):
-            raise ValueError(f"t must be an int or hold one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
+            raise ValueError(f"t must be an int or have one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
         return t
 
     def _output(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -190,13 +210,13 @@ def check_variance(variance: str) -> None:
 
 
 def model_variance(sigma_q2: Tensor, beta: Tensor, variance: Variance) -> Tensor:
-    """The variance of ``p_theta``, the least one if it is learned; beta where the posterior has none, as at t = 1."""
+    """Returns the variance of ``p_theta``, the lower limit of a learned one; beta where sigma_q^2 is 0, as at t = 1."""
     return beta if variance == "beta" else torch.where(sigma_q2 > 0, sigma_q2, beta)
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Runs a block without gradients and with every submodule in evaluation mode, then restores each one's mode."""
+    """Runs a block without gradients and in evaluation mode, then restores the mode of every submodule."""
     training = [child for child in module.modules() if child.training]
     module.eval()
     try:

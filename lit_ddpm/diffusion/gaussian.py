@@ -1,4 +1,4 @@
-r"""The Gaussians of the lecture: the forward marginal, the true posterior and the KL between two normals.
+r"""The Gaussians: the forward marginal, the true posterior and the KL divergence of two normal distributions.
 
 With :math:`s < t` (``s = t - 1`` unless a sampler strides) and :math:`\alpha_t = \bar\alpha_t / \bar\alpha_s`,
 
@@ -31,12 +31,12 @@ class Gaussian:
     var: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """``mean + sqrt(var) * noise`` for standard normal `noise` of the mean's shape."""
+        """Returns ``mean + sqrt(var) * noise`` for standard normal `noise` of the shape of the mean."""
         return self.mean + self.var.sqrt() * noise
 
 
 def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:
-    r"""``KL(q || p)`` for each component, in nats.
+    r"""Returns ``KL(q || p)`` for each component, in nats.
 
     :math:`\frac{1}{2} \left( r - 1 - \ln r + \frac{(\mu_p - \mu_q)^2}{\sigma_p^2} \right)` with
     :math:`r = \sigma_q^2 / \sigma_p^2`, which must be positive.
@@ -46,18 +46,18 @@ def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def q_marginal(schedule: Schedule, x_0: Tensor, t: int | Tensor) -> Gaussian:
-    """``q(x_t|x_0)`` for t in 0..T, an int or one value a sample; `x_0` is ``[B, ...]``."""
+    """Returns ``q(x_t|x_0)`` for `x_0` ``[B, ...]`` and t in 0..T, an int or one value a sample."""
     log_alpha_bar = schedule.log_alpha_bar(t)
     return Gaussian(expand_like(torch.exp(log_alpha_bar / 2), x_0) * x_0, expand_like(-torch.expm1(log_alpha_bar), x_0))
 
 
 class PosteriorCoefficients(NamedTuple):
-    """The float64 scalars of ``q(x_s|x_t,x_0)``, one for each timestep asked for.
+    """The float64 coefficients of ``q(x_s|x_t,x_0)``, one for each timestep.
 
     Attributes:
         c_t: The weight of x_t in the mean.
         c_0: The weight of x_0 in the mean.
-        var: The variance sigma_q^2, which is 0 where s = 0.
+        var: The variance sigma_q^2; 0 where s = 0.
         beta: ``1 - alpha_t``, the variance of the forward step from s to t.
     """
 
@@ -68,7 +68,7 @@ class PosteriorCoefficients(NamedTuple):
 
 
 def posterior_coefficients(schedule: Schedule, t: int | Tensor, s: int | Tensor | None = None) -> PosteriorCoefficients:
-    """The coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None).
+    """Returns the coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None).
 
     Raises:
         ValueError: If t or s lies outside its range, or s is not before t.
@@ -91,7 +91,7 @@ def posterior_coefficients(schedule: Schedule, t: int | Tensor, s: int | Tensor 
 def q_posterior(
     schedule: Schedule, x_t: Tensor, x_0: Tensor, t: int | Tensor, s: int | Tensor | None = None
 ) -> Gaussian:
-    """The true posterior ``q(x_s|x_t,x_0)``: the lecture's mu_q and sigma_q^2 (Ho et al. 2020, eqs. 6 and 7).
+    """Returns the true posterior ``q(x_s|x_t,x_0)``, with mean mu_q and variance sigma_q^2 (Ho et al. 2020, eqs. 6, 7).
 
     Args:
         schedule: The forward process.
@@ -108,5 +108,5 @@ def q_posterior(
 
 
 def to_float64(x: Tensor) -> Tensor:
-    """`x` in float64, or in float32 on a device that has no float64."""
+    """Returns `x` in float64, or in float32 on a device without float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

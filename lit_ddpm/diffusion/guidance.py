@@ -1,48 +1,82 @@
-"""Classifier-free guidance: a denoiser that exaggerates its label."""
+"""Classifier-free guidance: label dropout in training, and a denoiser that extrapolates in sampling."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_ddpm.diffusion.denoiser import Denoiser, Estimate
 
 
 class GuidedDenoiser(Denoiser):
-    """A denoiser with classifier-free guidance (Ho and Salimans 2022): two estimates of x_0, one of them exaggerated.
+    """A denoiser with classifier-free guidance (Ho and Salimans 2022).
 
-    The estimate is ``x0_hat(no label) + scale (x0_hat(label) - x0_hat(no label))``, before clipping; on every affine
-    parametrization it is the same as guiding the network's output. It shares the network of `denoiser` and makes two
-    calls an image, as one batch.
+    The estimate is ``x0_hat(no label) + scale (x0_hat(label) - x0_hat(no label))``, before clipping. For an affine
+    parametrization this equals guidance of the network's output. The network is that of `denoiser`; it is called on a
+    batch of twice the size. The variance is that of the estimate with the label.
 
     Args:
         denoiser: The denoiser to guide; its network has ``num_classes`` and takes that number as "no label".
-        scale: 1 is the conditional model, 0 the unconditional one, and more than 1 exaggerates the label.
+        scale: 1 is the conditional model, 0 the unconditional one; values above 1 extrapolate.
 
     Raises:
-        ValueError: If the network has no labels.
+        ValueError: If the network is not class-conditional.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
         parts = (denoiser.network, denoiser.schedule, denoiser.parametrization, denoiser.variance, denoiser.clip)
         super().__init__(*parts)
-        num_classes = getattr(denoiser.network, "num_classes", None)
-        if num_classes is None:
+        if denoiser.num_classes is None:
             raise ValueError(
-                f"guidance = {scale} needs a network with labels: num_classes of {type(denoiser.network).__name__} is "
-                "None."
+                f"guidance = {scale} needs a class-conditional network: num_classes of "
+                f"{type(denoiser.network).__name__} is None."
             )
         self.scale = scale
-        self.no_label: int = num_classes
+        self.no_label = denoiser.num_classes
 
+    @override
     def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
-        """See `Denoiser.estimate`; `cond` must have a ``label``, int64 ``[B]``. The variance is that with the label."""
         t = self._timesteps(x_t, t)
         batch = len(x_t)
-        both = {key: x.repeat(2, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) else x for key, x in cond.items()}
-        both["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.no_label)])
+        doubled = {key: x.repeat(2, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) else x for key, x in cond.items()}
+        doubled["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.no_label)])
         x_t, t = torch.cat([x_t, x_t]), t.expand(batch).repeat(2)
-        output, fraction = self._output(x_t, t, both)
-        with_label, without = self._x0_hat(output, x_t, t).chunk(2)
-        x0_hat = without + self.scale * (with_label - without)
+        output, fraction = self._output(x_t, t, doubled)
+        with_label, without_label = self._x0_hat(output, x_t, t).chunk(2)
+        x0_hat = without_label + self.scale * (with_label - without_label)
         return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, None if fraction is None else fraction[:batch])
+
+
+@dataclass(frozen=True)
+class LabelDropout:
+    """Replaces training labels by "no label" at random, which classifier-free guidance needs.
+
+    Args:
+        probability: The probability of a replacement, in [0, 1).
+        num_classes: The number of classes, which is also the value of "no label"; None for an unconditional network.
+
+    Raises:
+        ValueError: If the probability is out of range, or positive without classes.
+    """
+
+    probability: float
+    num_classes: int | None
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        if not 0 <= self.probability < 1:
+            raise ValueError(f"label_dropout = {self.probability} must be in [0, 1).")
+        if self.probability > 0 and self.num_classes is None:
+            raise ValueError(
+                f"label_dropout = {self.probability} needs a class-conditional network: set its num_classes."
+            )
+
+    def __call__(self, cond: dict[str, Any]) -> dict[str, Any]:
+        """Returns the keyword arguments with some labels replaced; draws from torch's global CPU generator."""
+        if self.probability == 0 or self.num_classes is None:
+            return cond
+        label: Tensor = cond["label"]
+        dropped = (torch.rand(len(label)) < self.probability).to(label.device)
+        return {**cond, "label": label.masked_fill(dropped, self.num_classes)}

@@ -1,4 +1,4 @@
-"""The ledger: the bound of a whole data set, term by term, with standard errors and a baseline."""
+"""The ledger: the bound of a dataset, term by term, with standard errors and a baseline."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.files import write_json
 from lit_ddpm.diffusion.bound import Bound, noise_variance
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
@@ -16,13 +17,13 @@ TERMS = ("prior", "diffusion", "reconstruction", "total")
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the ledger, per dimension, in the ledger's unit.
+    """A term of the ledger, per dimension, in the unit of the report.
 
     Attributes:
         value: The mean over the images.
-        se_images: Its standard error over the choice of images, which includes the noise of each image's estimate.
-        se_noise: Its standard error over the noise with the images fixed. For the reconstruction, one draw an image
-            cannot tell the two apart, and `se_images` stands as the upper limit.
+        se_images: The standard error over the choice of images; it includes the noise of each estimate.
+        se_noise: The standard error over the noise with the images fixed. The reconstruction has one draw for each
+            image, which cannot separate the two, so `se_images` is the upper limit.
     """
 
     value: float
@@ -32,19 +33,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """What a ledger says.
+    """The bound of a dataset.
 
     Attributes:
-        unit: ``"bits/dim"``, or ``"nats/dim"`` for real-valued data, which has no bits.
+        unit: ``"bits/dim"``, or ``"nats/dim"`` for real-valued data.
         terms: An entry for each of prior, diffusion, reconstruction and total.
-        baseline: What an independent histogram for each pixel of the training images needs for the same images, or
-            None.
+        baseline: The code length of the same images under an independent histogram for each pixel, or None.
         num_images: The number of images.
-        num_calls: The number of network calls an image.
+        num_calls: The number of network calls for each image.
         profile: Each KL term for t = 2..T; they sum to the diffusion term.
-        visits: How many network calls were at t, for t = 1..T.
-        kl: The mean of each KL term over those calls, t = 2..T, None where there was no call.
-        x0_mse: The mean of ``|x0_hat - x_0|^2`` per dimension for t = 1..T, None where there was no call.
+        visits: The number of network calls at each t = 1..T.
+        kl: The mean of each KL term over those calls, t = 2..T, None without a call.
+        x0_mse: The mean of ``|x0_hat - x_0|^2`` per dimension for t = 1..T, None without a call.
     """
 
     unit: str
@@ -58,24 +58,36 @@ class Report:
     x0_mse: list[float | None]
 
     def key(self, split: str) -> str:
-        """The name that the total is logged by."""
+        """Returns the key of the total in the logs."""
         return f"{split}/bpd" if self.unit == "bits/dim" else f"{split}/nats_per_dim"
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Returns the terms and their standard errors by the keys of the logs."""
+        total_key = self.key(split)
+        values: dict[str, float] = {}
+        for term, entry in self.terms.items():
+            key = total_key if term == "total" else f"{total_key}_{term}"
+            values |= {key: entry.value, f"{key}_se_images": entry.se_images}
+            if term != "prior":  # it is exact
+                values[f"{key}_se_noise"] = entry.se_noise
+        if self.baseline is not None:
+            values[f"{total_key}_histogram"] = self.baseline.value
+        return values
 
     def save(self, path: Path) -> None:
         """Writes the report as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Report":
-        """Reads what `save` wrote."""
+        """Reads a file of `save`."""
         content = json.loads(path.read_text())
         content["terms"] = {name: Entry(**entry) for name, entry in content["terms"].items()}
         content["baseline"] = Entry(**content["baseline"]) if content["baseline"] is not None else None
         return cls(**content)
 
     def table(self) -> str:
-        """The report as a table for a terminal."""
+        """Returns the report as a table for a terminal."""
         rows = [(name, self.terms[name]) for name in TERMS]
         lines = [f"{'term':<24}{self.unit:>10}{'± images':>11}{'± noise':>11}"]
         lines += [f"{name:<24}{e.value:>10.4f}{e.se_images:>11.4f}{_se(e.se_noise):>11}" for name, e in rows]
@@ -93,12 +105,12 @@ def _se(value: float) -> str:
 
 
 class Ledger:
-    """Sums over images, in float64 on the CPU; the sums of several processes add up to those of one.
+    """Sums over images, in float64 on the CPU; the sums of several ranks add up to those of one.
 
     Args:
-        num_steps: The T of the schedule.
-        num_calls: The network calls an image of the bounds to come.
-        discrete: Whether the decoder gives probabilities, so that bits exist.
+        num_steps: The number of steps T of the schedule.
+        num_calls: The number of network calls for each image.
+        discrete: Whether the decoder gives probabilities, so that the unit is bits.
     """
 
     def __init__(self, num_steps: int, num_calls: int, discrete: bool = True) -> None:
@@ -121,7 +133,7 @@ class Ledger:
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def update(self, bound: Bound, baseline: Tensor | None = None) -> None:
-        """Adds the images of `bound`; `baseline` is the nats ``[B]`` that a simpler model needs for them."""
+        """Adds the images of `bound`, and their code length in nats ``[B]`` under a baseline."""
         count = len(bound.prior)
         terms = torch.stack([getattr(bound, name) for name in TERMS])
         new = {
@@ -143,29 +155,29 @@ class Ledger:
         self._sums |= {name: self._sums[name] + value for name, value in new.items()}
 
     def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Replaces each sum by what `reduce` makes of it, such as its sum over processes."""
+        """Applies `reduce` to each sum, such as a sum over ranks."""
         self._sums = {name: reduce(value).cpu() for name, value in self._sums.items()}
 
     def second_moment(self) -> Tensor:
-        """`Bound.second_moment` of all images so far."""
+        """Returns `Bound.second_moment` over all images, ``[T - 1]``."""
         return self._sums["second_moment"] / self._sums["count"]
 
     def report(self) -> Report:
-        """The report so far.
+        """Returns the report over all images.
 
         Raises:
-            ValueError: If there were no images.
+            ValueError: If there are no images.
         """
         count = int(self._sums["count"])
         if count == 0:
-            raise ValueError("the ledger holds no images: the data's validation or test split is empty.")
+            raise ValueError("the ledger has no images: the validation or test split of the data is empty.")
         dims = int(self._sums["dims"]) // count
         scale = 1 / (dims * (math.log(2) if self.discrete else 1))
 
         def entry(total: Tensor, total_of_squares: Tensor, se_noise: float) -> Entry:
             mean = float(total) / count
-            spread = max(float(total_of_squares) / count - mean**2, 0.0)
-            se_images = math.sqrt(spread / (count - 1)) * scale if count > 1 else math.nan
+            variance = max(float(total_of_squares) / count - mean**2, 0.0)
+            se_images = math.sqrt(variance / (count - 1)) * scale if count > 1 else math.nan
             return Entry(mean * scale, se_images, se_noise)
 
         sums = self._sums
@@ -193,7 +205,7 @@ def _means(totals: Tensor, counts: Tensor) -> list[float | None]:
 
 
 def histogram_nats(histogram: Tensor, x_0: Tensor) -> Tensor:
-    """What an independent histogram for each pixel, with one count added to each level, needs for images.
+    """Returns the code length of images under an independent histogram for each pixel, with add-one smoothing.
 
     Args:
         histogram: Counts, ``[levels, C, H, W]``.

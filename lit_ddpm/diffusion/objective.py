@@ -1,6 +1,6 @@
-r"""What training minimises: one value a sample, in nats (or squared error) per dimension, one term at one t.
+r"""Objectives: the training loss of each sample, in nats (or squared error) per dimension, at a single t.
 
-The lecture's equivalence for t >= 2, with the variance of p_theta equal to :math:`\sigma_q^2`:
+The equivalence for t >= 2, with the variance of p_theta equal to :math:`\sigma_q^2`:
 
 .. math::
     KL(q(x_{t-1}|x_t,x_0) \,\|\, p_\theta(x_{t-1}|x_t)) = \frac{|\mu_\theta - \mu_q|^2}{2 \sigma_q^2}
@@ -11,28 +11,41 @@ The lecture's equivalence for t >= 2, with the variance of p_theta equal to :mat
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import gaussian_kl, q_posterior, to_float64
 from lit_ddpm.diffusion.schedule import expand_like
+from lit_ddpm.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from lit_ddpm.diffusion.weighting import UniformWeighting, Weighting, kl_constant, kl_weight
 
 
 class Objective(Configurable, ABC):
-    """A loss for each sample of a prediction."""
+    """A loss for each sample of a prediction.
+
+    Attributes:
+        decoder: The likelihood at t = 1, or None for an objective without one.
+    """
+
+    decoder: Decoder | None = None
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
-        """The loss of each sample, ``[B]``, averaged over its dimensions and not over the batch."""
+        """Returns the loss of each sample, ``[B]``, averaged over its dimensions and not over the batch."""
 
     def check(self, denoiser: Denoiser) -> None:
-        """Raises a ValueError if this objective cannot train the denoiser; a `DDPM` asks once, when it is made."""
+        """Raises a ValueError if this objective cannot train the denoiser; `DDPM` calls it once, when it is built."""
+
+    def with_decoder(self, decoder: Decoder) -> "Objective":
+        """Returns this objective with `decoder` where it needs one and has none."""
+        return self
 
 
 def _check_variance_is_given(objective: Objective, denoiser: Denoiser) -> None:
@@ -42,133 +55,190 @@ def _check_variance_is_given(objective: Objective, denoiser: Denoiser) -> None:
         )
 
 
+@dataclass(eq=False)
 class PosteriorKL(Objective):
-    """The full form: the KL between the two Gaussians at t >= 2, and the decoder's likelihood at t = 1.
+    """The full form: the KL of the two Gaussians at t >= 2, and the decoder's likelihood at t = 1; nats per dimension.
 
-    The means are taken in float64. Their difference is tiny beside their size, and this is what makes the full form
-    exact without ever using that their x_t parts cancel.
+    The means are subtracted in float64. Their difference is small next to their size, and float64 keeps the full form
+    exact without the knowledge that their x_t terms cancel.
 
     Args:
-        decoder: The likelihood at t = 1, where the true posterior has no variance and there is no KL. A `DDPM` fills in
+        decoder: The likelihood at t = 1, where the true posterior has no variance and there is no KL. `DDPM` fills in
             its own decoder.
+
+    Raises:
+        ValueError: In a call, if a sample has t = 1 and there is no decoder.
     """
 
-    def __init__(self, decoder: Decoder | None = None) -> None:
-        self.decoder = decoder
+    decoder: Decoder | None = None
 
+    @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
-        """See `Objective.__call__`; nats per dimension.
-
-        Raises:
-            ValueError: If a sample has t = 1 and there is no decoder.
-        """
         x_0, x_t, x0_hat = (to_float64(x) for x in (pred.x_0, pred.x_t, pred.x0_hat))
-        first = pred.t == 1
+        t_is_1 = pred.t == 1
         q = q_posterior(denoiser.schedule, x_t, x_0, pred.t.clamp(min=2))
         p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
-        if bool(first.any()):
+        if bool(t_is_1.any()):
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
-            rows = first.nonzero().flatten().to(x_0.device)
+            rows = t_is_1.nonzero().flatten().to(x_0.device)
             fraction = pred.fraction[rows] if pred.fraction is not None else None
             p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, fraction=fraction)
             nll = -self.decoder.log_prob(x_0[rows], p)
             loss = loss.index_copy(0, rows, nll.flatten(1).mean(1))
         return loss
 
+    @override
+    def with_decoder(self, decoder: Decoder) -> Objective:
+        return self if self.decoder is not None else replace(self, decoder=decoder)
 
+
+@dataclass(eq=False)
 class X0MSE(Objective):
-    """The simplified form: a weight on the mean squared error of the estimate of x_0.
+    """The simplified form: a weight times the mean squared error of x0_hat, per dimension.
 
     Args:
-        weighting: The weight for each t; uniform if None.
+        weighting: The weight for each t; `UniformWeighting` if None.
     """
 
-    def __init__(self, weighting: Weighting | None = None) -> None:
-        self.weighting = weighting if weighting is not None else UniformWeighting()
+    weighting: Weighting | None = None
 
+    @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
-        """See `Objective.__call__`; squared error per dimension, times the weight."""
         error = (to_float64(pred.x0_hat) - to_float64(pred.x_0)) ** 2
-        return self.weighting(denoiser, pred.t).to(error) * error.flatten(1).mean(1)
+        return (self.weighting or UniformWeighting())(denoiser, pred.t).to(error) * error.flatten(1).mean(1)
 
+    @override
     def check(self, denoiser: Denoiser) -> None:
-        """See `Objective.check`."""
         _check_variance_is_given(self, denoiser)
 
 
+@dataclass(eq=False)
 class PredictionMSE(Objective):
-    """The mean squared error of the network's own output; with `EpsParametrization`, the L_simple of Ho et al. 2020."""
+    """The mean squared error of the network's output, per dimension; with `EpsParametrization` L_simple of Ho et al."""
 
+    @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
-        """See `Objective.__call__`; squared error of the output per dimension."""
         target = denoiser.parametrization.target(denoiser.schedule, pred.x_0, pred.eps, pred.t)
         return ((pred.output - target) ** 2).flatten(1).mean(1)
 
+    @override
     def check(self, denoiser: Denoiser) -> None:
-        """See `Objective.check`."""
         _check_variance_is_given(self, denoiser)
 
 
+@dataclass(eq=False)
 class HybridObjective(Objective):
-    """A simple loss that trains the mean, and a little of the whole KL, which trains the variance alone.
+    """L_hybrid: a simple loss that trains the mean, plus a small multiple of the KL that trains the variance alone.
 
     ``simple + weight T KL``, with the gradient of the KL stopped at x0_hat (Nichol and Dhariwal 2021, eq. 16).
 
     Args:
         simple: The loss of the mean; `PredictionMSE` if None.
         weight: The weight of the bound's KL, nats per dimension summed over t.
-        decoder: See `PosteriorKL`.
+        decoder: The likelihood at t = 1, see `PosteriorKL`.
 
     Raises:
         ValueError: If the weight is not positive; in `check`, if the denoiser's variance is not learned.
     """
 
-    def __init__(self, simple: Objective | None = None, weight: float = 0.001, decoder: Decoder | None = None) -> None:
-        if not weight > 0:
-            raise ValueError(f"weight = {weight} of HybridObjective must be positive.")
-        self.simple = simple if simple is not None else PredictionMSE()
-        self.weight = weight
-        self.decoder = decoder
+    simple: Objective | None = None
+    weight: float = 0.001
+    decoder: Decoder | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the weight."""
+        if not self.weight > 0:
+            raise ValueError(f"weight = {self.weight} of HybridObjective must be positive.")
+
+    @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
-        """See `Objective.__call__`."""
         self.check(denoiser)
         kl = PosteriorKL(self.decoder)(denoiser, replace(pred, x0_hat=pred.x0_hat.detach()))
-        simple = self.simple(denoiser, pred)
+        simple = (self.simple or PredictionMSE())(denoiser, pred)
         return simple + self.weight * denoiser.schedule.num_steps * kl.to(torch.promote_types(simple.dtype, kl.dtype))
 
+    @override
     def check(self, denoiser: Denoiser) -> None:
-        """See `Objective.check`."""
         if denoiser.variance != "learned":
             raise ValueError(f"HybridObjective trains a variance: set variance to learned, not {denoiser.variance!r}.")
+
+    @override
+    def with_decoder(self, decoder: Decoder) -> Objective:
+        return self if self.decoder is not None else replace(self, decoder=decoder)
+
+
+class TrainingLoss(NamedTuple):
+    """The loss of a batch and what it was computed from.
+
+    Attributes:
+        loss: The weighted mean of the losses, a scalar in float32.
+        losses: The objective of each sample, ``[B]``.
+        weight: The weight of each sample from the timestep sampler, float64 ``[B]`` on the CPU.
+        pred: The prediction of the denoiser.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    weight: Tensor
+    pred: Prediction
+
+
+def training_loss(
+    denoiser: Denoiser,
+    x_0: Tensor,
+    objective: Objective | None = None,
+    timesteps: TimestepSampler | None = None,
+    **cond: Any,
+) -> TrainingLoss:
+    """Draws timesteps and noise from torch's global generators and returns the loss of a batch; one network call.
+
+    ``training_loss(denoiser, x_0).loss.backward()`` is a training step without Lightning.
+
+    Args:
+        denoiser: The model.
+        x_0: The clean images, floating point ``[B, ...]``, on the device of the network.
+        objective: The loss of a sample; `PredictionMSE` if None.
+        timesteps: The distribution of t; `UniformTimesteps` if None.
+        **cond: Keyword arguments of the network.
+
+    Raises:
+        TypeError: If `x_0` is not floating point.
+    """
+    if not x_0.is_floating_point():
+        raise TypeError(f"x_0 must be floating point, such as pixels scaled to [-1, 1]; its dtype is {x_0.dtype}.")
+    objective = objective if objective is not None else PredictionMSE()
+    timesteps = timesteps if timesteps is not None else UniformTimesteps()
+    t, weight = timesteps.sample(len(x_0), denoiser.schedule.num_steps)
+    pred = denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
+    losses = objective(denoiser, pred)
+    return TrainingLoss((weight.to(losses) * losses).mean().float(), losses, weight, pred)
 
 
 @torch.no_grad()
 def weight_on_x0_mse(objective: Objective, denoiser: Denoiser) -> Tensor:
-    """What an objective weighs the x0-MSE with, found out by a small error of x0_hat: ``[T - 1]`` for t = 2..T.
+    """Returns an objective divided by the x0-MSE, measured with a small error of x0_hat: ``[T - 1]`` for t = 2..T.
 
-    It is exact for every objective that is a weight times the x0-MSE, whatever it is written in. For others it is what
-    they do to an error of a hundredth.
+    It is exact for every objective that is a weight times the x0-MSE, in any parametrization. For others it is the
+    ratio at an error of 0.01.
     """
     t = torch.arange(2, denoiser.schedule.num_steps + 1)
     error = torch.full((len(t), 1, 1, 1), 0.01, dtype=torch.float64)
+    zero = torch.zeros_like(error)
     _, scale = denoiser.parametrization.coefficients(denoiser.schedule, t)
-    nothing = torch.zeros_like(error)
 
     def value(x0_hat: Tensor) -> Tensor:
         output = x0_hat / expand_like(scale, x0_hat)
-        pred = Prediction(x_0=nothing, x_t=nothing, t=t, eps=nothing, output=output, x0_hat=x0_hat)
-        return objective(denoiser, pred)
+        return objective(denoiser, Prediction(x_0=zero, x_t=zero, t=t, eps=zero, output=output, x0_hat=x0_hat))
 
-    return (value(error) - value(nothing)) / 0.01**2
+    return (value(error) - value(zero)) / 0.01**2
 
 
 def kl_forms(denoiser: Denoiser, pred: Prediction) -> tuple[Tensor, Tensor, Tensor]:
-    """The KL of each sample by the full form and by the simplified one, and the x0-MSE, all ``[B]``, for t >= 2.
+    """Returns the KL in its full form, the KL in its simplified form, and the x0-MSE, each ``[B]``, for t >= 2.
 
-    The first two are equal but for rounding; the second is ``w_t`` times the third, plus `kl_constant`.
+    The first two are equal up to rounding. The second is ``w_t`` times the third plus `kl_constant`.
     """
     x0_mse = X0MSE()(denoiser, pred)
     w_t = kl_weight(denoiser.schedule, pred.t, denoiser.variance)

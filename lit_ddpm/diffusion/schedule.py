@@ -1,4 +1,4 @@
-r"""Noise schedules: tables of the forward process, in float64.
+r"""Noise schedules: float64 tables of the forward process.
 
 The forward process adds Gaussian noise in :math:`T` steps,
 
@@ -13,15 +13,17 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
 
 SNR_WARNING = 0.01
-"""A final signal-to-noise ratio above this leaves a trace of the image in x_T, which sampling starts without."""
+"""A final signal-to-noise ratio above this leaves a trace of the image in x_T, but sampling starts from pure noise."""
 
 
 def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Tensor:
@@ -31,7 +33,7 @@ def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Te
         t: A timestep, or a tensor of timesteps of any integer dtype.
         low: The smallest timestep allowed.
         high: The largest timestep allowed.
-        name: What to call it in an error.
+        name: The name of `t` in error messages.
 
     Raises:
         TypeError: If `t` is not an integer or a tensor of integers.
@@ -39,7 +41,7 @@ def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Te
     """
     if isinstance(t, Tensor):
         if t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool:
-            raise TypeError(f"{name} must hold integers, such as a LongTensor; its dtype is {t.dtype}.")
+            raise TypeError(f"{name} must contain integers, such as a LongTensor; its dtype is {t.dtype}.")
         steps = t.detach().to("cpu", torch.int64)
     elif isinstance(t, int) and not isinstance(t, bool):
         steps = torch.tensor(t)
@@ -52,7 +54,7 @@ def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Te
 
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Moves a coefficient, a scalar or one value a sample ``[B]``, to where it multiplies `x` ``[B, ...]``."""
+    """Reshapes a coefficient, a scalar or one value a sample ``[B]``, to multiply `x` ``[B, ...]`` on its device."""
     coefficient = coefficient.to(torch.promote_types(x.dtype, torch.float32)).to(x.device, non_blocking=True)
     return (
         coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
@@ -62,13 +64,12 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
 class Schedule(Configurable, ABC):
     """The forward process as float64 tables indexed by the timestep.
 
-    A subclass implements `betas`; if it has settings of its own, it sets them before it calls ``super().__init__``, or
-    is a dataclass as those below. Every method takes an int or an integer tensor of any shape and returns float64 of
-    the same shape.
+    A subclass implements `betas`. It is a dataclass as those below, or sets its own settings before it calls
+    ``super().__init__``. Every method takes an int or an integer tensor of any shape and returns float64 of that shape.
 
     Args:
         num_steps: The number of steps T.
-        zero_terminal_snr: Rescale the schedule so that ``alpha_bar(T) = 0`` exactly and ``alpha_bar(1)`` stays
+        zero_terminal_snr: Rescale the schedule so that ``alpha_bar(T) = 0`` exactly and ``alpha_bar(1)`` is unchanged
             (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1).
 
     Raises:
@@ -84,13 +85,13 @@ class Schedule(Configurable, ABC):
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        """Builds and checks the table that all others follow from."""
+        """Builds and checks the table of log(alpha_bar), from which all others follow."""
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 2:
             raise ValueError(f"num_steps = {self.num_steps!r}: a schedule needs an integer of at least 2.")
         betas = self.betas().detach().to("cpu", torch.float64)
         if betas.shape != (self.num_steps,):
             raise ValueError(f"{self}: betas() must have shape ({self.num_steps},), not {tuple(betas.shape)}.")
-        outside = ~((betas > 0) & (betas <= 1))  # written so that NaN counts as outside
+        outside = ~((betas > 0) & (betas <= 1))  # in this form NaN counts as outside
         if outside.any():
             t = int(outside.nonzero()[0]) + 1
             raise ValueError(f"{self}: beta({t}) = {float(betas[t - 1]):g}, but every beta must be in (0, 1].")
@@ -104,45 +105,45 @@ class Schedule(Configurable, ABC):
         if self.snr(self.num_steps) > SNR_WARNING:
             warnings.warn(
                 f"{self}: SNR(T) = {float(self.snr(self.num_steps)):.3g} is above {SNR_WARNING}, so x_T still shows "
-                "the image while sampling starts from pure noise; use more noise or zero_terminal_snr=True.",
+                "the image but sampling starts from pure noise; use more noise or zero_terminal_snr=True.",
                 stacklevel=3,
             )
 
     @abstractmethod
     def betas(self) -> Tensor:
-        """The step variances beta_1..beta_T, float64 of shape ``[T]``, before any rescaling."""
+        """Returns the step variances beta_1..beta_T, float64 ``[T]``, before any rescaling."""
 
     def log_alpha_bar(self, t: int | Tensor) -> Tensor:
-        """``log(alpha_bar(t))`` for t in 0..T; minus infinity where the signal is gone."""
+        """Returns ``log(alpha_bar(t))`` for t in 0..T; minus infinity where alpha_bar is 0."""
         return self._log_alpha_bar[check_timesteps(t, 0, self.num_steps)]
 
     def alpha_bar(self, t: int | Tensor) -> Tensor:
-        """The share of the signal's variance left at t in 0..T, the product of alpha up to t."""
+        """Returns the product of alpha up to t, for t in 0..T: the variance of the signal in ``q(x_t|x_0)``."""
         return torch.exp(self.log_alpha_bar(t))
 
     def one_minus_alpha_bar(self, t: int | Tensor) -> Tensor:
-        """The variance of the noise in ``q(x_t|x_0)`` for t in 0..T, without cancellation at small t."""
+        """Returns the variance of the noise in ``q(x_t|x_0)`` for t in 0..T, without cancellation at small t."""
         return -torch.expm1(self.log_alpha_bar(t))
 
     def beta(self, t: int | Tensor) -> Tensor:
-        """The variance of ``q(x_t|x_{t-1})`` for t in 1..T."""
+        """Returns the variance of ``q(x_t|x_{t-1})`` for t in 1..T."""
         t = check_timesteps(t, 1, self.num_steps)
         return -torch.expm1(self.log_alpha_bar(t) - self.log_alpha_bar(t - 1))
 
     def alpha(self, t: int | Tensor) -> Tensor:
-        """``1 - beta(t)`` for t in 1..T."""
+        """Returns ``1 - beta(t)`` for t in 1..T."""
         t = check_timesteps(t, 1, self.num_steps)
         return torch.exp(self.log_alpha_bar(t) - self.log_alpha_bar(t - 1))
 
     def snr(self, t: int | Tensor) -> Tensor:
-        """The signal-to-noise ratio ``alpha_bar / (1 - alpha_bar)`` for t in 1..T, strictly decreasing."""
+        """Returns the signal-to-noise ratio ``alpha_bar / (1 - alpha_bar)`` for t in 1..T; it decreases strictly."""
         t = check_timesteps(t, 1, self.num_steps)
         return self.alpha_bar(t) / self.one_minus_alpha_bar(t)
 
 
 @dataclass(eq=False)
 class LinearSchedule(Schedule):
-    """Betas on a straight line, scaled by ``1000 / num_steps`` (Ho et al. 2020, section 4).
+    """Betas that increase linearly, scaled by ``1000 / num_steps`` (Ho et al. 2020, section 4).
 
     The scaling keeps the total noise of the 1,000-step schedule for any number of steps.
 
@@ -150,7 +151,7 @@ class LinearSchedule(Schedule):
         num_steps: The number of steps T; fewer than 20 would need a beta above 1 with the default ends.
         beta_start: The first beta of the 1,000-step schedule.
         beta_end: The last beta of the 1,000-step schedule.
-        zero_terminal_snr: See `Schedule`.
+        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -158,14 +159,14 @@ class LinearSchedule(Schedule):
     beta_end: float = 0.02
     zero_terminal_snr: bool = False
 
+    @override
     def betas(self) -> Tensor:
-        """See `Schedule.betas`."""
         line = torch.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=torch.float64)
         return line * (1000 / self.num_steps)
 
 
 def _betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Tensor:
-    """Betas of a curve of alpha_bar over t = 0..T, capped so that the last one does not erase everything."""
+    """Returns the betas of a curve of alpha_bar over t = 0..T, capped so that the last one leaves some signal."""
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
@@ -179,7 +180,7 @@ class CosineSchedule(Schedule):
         num_steps: The number of steps T.
         offset: The paper's s, which keeps the first betas from vanishing.
         max_beta: The cap on every beta.
-        zero_terminal_snr: See `Schedule`.
+        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -187,25 +188,24 @@ class CosineSchedule(Schedule):
     max_beta: float = 0.999
     zero_terminal_snr: bool = False
 
+    @override
     def betas(self) -> Tensor:
-        """See `Schedule.betas`."""
         time = torch.linspace(0, 1, self.num_steps + 1, dtype=torch.float64)
-        return _betas_from_alpha_bar(
-            torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2, self.max_beta
-        )
+        alpha_bar = torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
+        return _betas_from_alpha_bar(alpha_bar, self.max_beta)
 
 
 @dataclass(eq=False)
 class SigmoidSchedule(Schedule):
-    """alpha_bar as a falling sigmoid in time (Jabri et al. 2022; Chen 2023, section 2).
+    """alpha_bar as a sigmoid that falls in time (Jabri et al. 2022; Chen 2023, section 2).
 
     Args:
         num_steps: The number of steps T.
-        start: Where on the sigmoid's axis t = 0 lies.
-        end: Where on the sigmoid's axis t = T lies.
-        temperature: The sigmoid's width; larger is steeper at the ends.
+        start: The argument of the sigmoid at t = 0.
+        end: The argument of the sigmoid at t = T.
+        temperature: The width of the sigmoid; a smaller one is steeper in the middle.
         max_beta: The cap on every beta.
-        zero_terminal_snr: See `Schedule`.
+        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -215,14 +215,14 @@ class SigmoidSchedule(Schedule):
     max_beta: float = 0.999
     zero_terminal_snr: bool = False
 
+    @override
     def __post_init__(self) -> None:
-        """See `Schedule`."""
         if not (self.start < self.end and self.temperature > 0):
             raise ValueError(f"{self}: start must be less than end, and temperature positive.")
         super().__post_init__()
 
+    @override
     def betas(self) -> Tensor:
-        """See `Schedule.betas`."""
         axis = torch.linspace(self.start, self.end, self.num_steps + 1, dtype=torch.float64)
         curve = torch.sigmoid(-axis / self.temperature)
         return _betas_from_alpha_bar((curve - curve[-1]) / (curve[0] - curve[-1]), self.max_beta)
@@ -230,50 +230,52 @@ class SigmoidSchedule(Schedule):
 
 @dataclass(eq=False)
 class LogSNRSchedule(Schedule):
-    """The logarithm of the SNR on a straight line from `max` at t = 1 to `min` at t = T (Kingma et al. 2021, VDM).
+    """log SNR as a line from `log_snr_start` at t = 1 down to `log_snr_end` at t = T (Kingma et al. 2021, VDM).
 
     Args:
-        min: ``log SNR(T)``, in nats.
-        max: ``log SNR(1)``, in nats. ``exp(-max / 2)`` is about the standard deviation of the last noise, to be
-            compared with half the step of the data's grid, ``1 / (levels - 1)``.
         num_steps: The number of steps T.
-        zero_terminal_snr: See `Schedule`.
+        log_snr_start: ``log SNR(1)``. The last noise that is removed has a standard deviation of about
+            ``exp(-log_snr_start / 2)``; compare it with half the distance of two pixel levels, ``1 / (levels - 1)``.
+        log_snr_end: ``log SNR(T)``.
+        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
-    min: float = -6.0
-    max: float = 9.0
     num_steps: int = 1000
+    log_snr_start: float = 9.0
+    log_snr_end: float = -6.0
     zero_terminal_snr: bool = False
 
+    @override
     def __post_init__(self) -> None:
-        """See `Schedule`."""
-        if not self.min < self.max:
-            raise ValueError(f"{self}: min must be less than max.")
+        if not self.log_snr_end < self.log_snr_start:
+            raise ValueError(f"{self}: log_snr_end must be less than log_snr_start.")
         super().__post_init__()
 
+    @override
     def betas(self) -> Tensor:
-        """See `Schedule.betas`."""
-        log_snr = torch.linspace(self.max, self.min, self.num_steps, dtype=torch.float64)
-        log_alpha_bar = torch.nn.functional.logsigmoid(log_snr)
+        log_snr = torch.linspace(self.log_snr_start, self.log_snr_end, self.num_steps, dtype=torch.float64)
+        log_alpha_bar = logsigmoid(log_snr)
         return -torch.expm1(torch.diff(log_alpha_bar, prepend=torch.zeros(1, dtype=torch.float64)))
 
 
+@dataclass(eq=False)
 class BetaSchedule(Schedule):
-    """Any betas.
+    """A schedule of given betas.
 
     Args:
-        betas: The T step variances, each in (0, 1].
-        zero_terminal_snr: See `Schedule`.
+        values: The T step variances, each in (0, 1].
+        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
-    def __init__(self, betas: Sequence[float] | Tensor, zero_terminal_snr: bool = False) -> None:
-        self._betas = torch.as_tensor(betas, dtype=torch.float64)
-        super().__init__(self._betas.numel(), zero_terminal_snr)
+    num_steps: int = field(init=False)
+    values: Sequence[float] | Tensor = field(repr=False)
+    zero_terminal_snr: bool = field(default=False, repr=False)
 
+    @override
+    def __post_init__(self) -> None:
+        self.num_steps = len(self.values)
+        super().__post_init__()
+
+    @override
     def betas(self) -> Tensor:
-        """See `Schedule.betas`."""
-        return self._betas
-
-    def __repr__(self) -> str:
-        """The number of steps; the betas would be too long."""
-        return f"BetaSchedule(num_steps={self.num_steps})"
+        return torch.as_tensor(self.values, dtype=torch.float64)

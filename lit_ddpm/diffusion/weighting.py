@@ -1,9 +1,11 @@
-"""Weights on the x0-MSE, one for each timestep."""
+"""Weights on the x0-MSE, one for each timestep; the KL of the bound is one of them."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.denoiser import Denoiser, Variance, check_variance, model_variance
@@ -12,7 +14,7 @@ from lit_ddpm.diffusion.schedule import Schedule
 
 
 def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
-    """The weight that turns x0-MSE into the KL term: ``c_0^2 / (2 var)``, float64 of the shape of `t`.
+    """Returns the weight w_t that turns the x0-MSE into the KL: ``c_0^2 / (2 var)``, float64 of the shape of `t`.
 
     With variance ``"posterior"`` and t >= 2 it equals ``(SNR(t-1) - SNR(t)) / 2``. At t = 1, where there is no KL,
     it is ``1 / (2 beta_1)``, the weight of a Gaussian decoder. With variance ``"beta"`` the KL is this weight times the
@@ -27,9 +29,9 @@ def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posteri
 
 
 def kl_constant(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
-    """The part of the KL per dimension that no network can remove, for t >= 2: ``(r - 1 - ln r) / 2``.
+    """Returns the KL per dimension of a perfect x0_hat, for t >= 2: ``(r - 1 - ln r) / 2``, r = ``sigma_q^2 / var``.
 
-    r is ``sigma_q^2 / var``, so the constant is 0 for ``"posterior"``. At t = 1 it is 0 by convention.
+    The constant is 0 for ``"posterior"``. At t = 1 it is 0 by convention.
     """
     check_variance(variance)
     c = posterior_coefficients(schedule, t)
@@ -38,49 +40,55 @@ def kl_constant(schedule: Schedule, t: int | Tensor, variance: Variance = "poste
 
 
 class Weighting(Configurable, ABC):
-    """A weight on the x0-MSE, whatever the network's output stands for."""
+    """A weight on the x0-MSE, independent of the parametrization."""
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """The weight for each timestep of `t` (1..T): float64 of its shape, on the CPU."""
+        """Returns the weight for each timestep of `t` (1..T): float64 of its shape, on the CPU."""
 
 
+@dataclass(eq=False)
 class UniformWeighting(Weighting):
-    """1 for every t: the lecture's simplified loss."""
+    """1 for every t: the simplified loss."""
 
+    @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """See `Weighting.__call__`."""
         return torch.ones_like(denoiser.schedule.snr(t))
 
 
+@dataclass(eq=False)
 class KLWeighting(Weighting):
-    """The weight that makes the x0-MSE the KL term of the bound: see `kl_weight`."""
+    """The weight w_t of the bound, for which the x0-MSE equals the KL; see `kl_weight`."""
 
+    @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """See `Weighting.__call__`."""
         return kl_weight(denoiser.schedule, t, denoiser.variance)
 
 
+@dataclass(eq=False)
 class SNRWeighting(Weighting):
-    """SNR(t): the uniform eps-MSE of Ho et al. 2020 (L_simple), written on the x0-MSE."""
+    """SNR(t), for which the x0-MSE equals the uniform eps-MSE: the L_simple of Ho et al. 2020."""
 
+    @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """See `Weighting.__call__`."""
         return denoiser.schedule.snr(t)
 
 
+@dataclass(eq=False)
 class MinSNRWeighting(Weighting):
     """``min(SNR(t), gamma)`` (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
 
     Args:
-        gamma: Where the weight stops growing; must be positive.
+        gamma: The upper limit of the weight; must be positive.
     """
 
-    def __init__(self, gamma: float = 5.0) -> None:
-        if not gamma > 0:
-            raise ValueError(f"gamma = {gamma}: MinSNRWeighting needs a positive number.")
-        self.gamma = gamma
+    gamma: float = 5.0
 
+    def __post_init__(self) -> None:
+        """Checks gamma."""
+        if not self.gamma > 0:
+            raise ValueError(f"gamma = {self.gamma}: MinSNRWeighting needs a positive number.")
+
+    @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """See `Weighting.__call__`."""
         return denoiser.schedule.snr(t).clamp(max=self.gamma)

@@ -5,12 +5,13 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lit_ddpm.metrics.features import FeatureExtractor
 
 
 class DigitsClassifier(nn.Module):
-    """A small convolutional classifier of the 8x8 digits; ``python -m benchmarks.digits_classifier`` trains it."""
+    """A small convolutional classifier of the 8x8 digits; ``python -m benchmarks digits_classifier`` trains it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +22,7 @@ class DigitsClassifier(nn.Module):
         self.classes = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """64 features and the logits of the ten classes, of uint8 images ``[B, 1, 8, 8]``."""
+        """Returns 64 features and the logits of the ten classes for uint8 images ``[B, 1, 8, 8]``."""
         x = images.float() / 127.5 - 1
         x = F.avg_pool2d(F.relu(self.conv_2(F.relu(self.conv_1(x)))), 2)
         x = F.avg_pool2d(F.relu(self.conv_3(x)), 2).flatten(1)
@@ -32,25 +33,23 @@ class DigitsClassifier(nn.Module):
 class DigitsFeatures(FeatureExtractor):
     """The bundled classifier of scikit-learn's digits, for `DigitsDataModule`: 64 features, ten classes.
 
-    It was trained on the default training split. Its FID is a figure about these digits alone, not to be compared with
-    an Inception FID.
+    It was trained on the default training split. Its FID is not comparable with an Inception FID.
+
+    Raises:
+        ValueError: In a call, if the images are not ``[B, 1, 8, 8]``.
     """
 
     name = "digits"
     weights_path = Path(__file__).parent / "digits_classifier.safetensors"
 
+    @override
     def load(self) -> nn.Module:
-        """See `FeatureExtractor.load`."""
         classifier = DigitsClassifier()
         classifier.load_state_dict(load_file(self.weights_path))
         return classifier
 
+    @override
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See `FeatureExtractor.forward`.
-
-        Raises:
-            ValueError: If the images are not ``[B, 1, 8, 8]``.
-        """
         if images.shape[1:] != (1, 8, 8):
             raise ValueError(
                 f"DigitsFeatures takes the digits, of shape [1, 8, 8], not images of {list(images.shape[1:])}: use "

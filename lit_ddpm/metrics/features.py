@@ -1,23 +1,26 @@
 """Feature extractors: the networks in whose features FID, KID and IS compare images.
 
-Any ``nn.Module`` is one that takes uint8 images ``[B, C, H, W]`` with the channels of the data and returns features
-``[B, D]``, or a tuple of features and class logits ``[B, K]``, which the IS needs. Its attributes ``name`` (part of the
-logged keys) and ``resize`` (part of the protocol) are read where it has them.
+An extractor is any ``nn.Module`` that maps uint8 images ``[B, C, H, W]`` with the channels of the data to features
+``[B, D]``, or to a tuple of features and class logits ``[B, K]``, which the IS needs. It may also have the attributes
+`ExtractorInfo.name` and `ExtractorInfo.resize`.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lit_ddpm._internal.config import public_path
+
 
 class FeatureExtractor(nn.Module, ABC):
-    """An extractor whose weights are read at the first call, so that a command that needs none asks for none.
+    """An extractor that loads its weights at the first call.
 
     Attributes:
-        name: What the logged keys call it: ``sample/fid_<name>``.
-        resize: What it does to the size of an image.
+        name: The name in the keys of the logs: ``sample/fid_<name>``.
+        resize: The resizing of the images, for the protocol.
     """
 
     name: str
@@ -29,19 +32,56 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def load(self) -> nn.Module:
-        """The network with its weights; it maps uint8 images to ``(features, logits)``."""
+        """Returns the network with its weights; it maps uint8 images to ``(features, logits)``."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[B, D]`` and class logits ``[B, K]`` of uint8 images ``[B, C, H, W]``."""
+        """Returns features ``[B, D]`` and class logits ``[B, K]`` of uint8 images ``[B, C, H, W]``."""
         if self.network is None:
             self.network = self.load().eval().requires_grad_(False)
         result: tuple[Tensor, Tensor] = self.network.to(images.device)(images)
         return result
 
 
+@dataclass(frozen=True)
+class ExtractorInfo:
+    """The identity of an extractor, for the protocol of its metrics.
+
+    Attributes:
+        name: The extractor's ``name``, or its class in lower case.
+        resize: The extractor's ``resize``, or "none stated".
+        fingerprint: Eight digits of the SHA-256 of its class and weights.
+    """
+
+    name: str
+    resize: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, extractor: nn.Module) -> "ExtractorInfo":
+        """Reads the attributes and the weights of an extractor."""
+        return cls(
+            name=str(getattr(extractor, "name", type(extractor).__name__.lower())),
+            resize=str(getattr(extractor, "resize", "none stated")),
+            fingerprint=fingerprint_of(extractor),
+        )
+
+    def __str__(self) -> str:
+        """Returns the name and the fingerprint."""
+        return f"{self.name} ({self.fingerprint})"
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """Returns eight digits of the SHA-256 of a module's class and weights."""
+    kind = type(module)
+    digest = hashlib.sha256((public_path(kind) or f"{kind.__module__}.{kind.__qualname__}").encode())
+    for key, value in module.state_dict().items():
+        digest.update(key.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
 @torch.no_grad()
 def extract(extractor: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """float32 features ``[B, D]`` and logits ``[B, K]``, if any, of uint8 images, outside autocast.
+    """Returns float32 features ``[B, D]`` and logits ``[B, K]``, if any, of uint8 images, computed outside autocast.
 
     Raises:
         ValueError: If the extractor returns anything else.
@@ -55,21 +95,3 @@ def extract(extractor: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None
             "must return features [B, D], or a tuple of features and logits [B, K]."
         )
     return features.float(), None if logits is None else logits.float()
-
-
-def name_of(extractor: nn.Module) -> str:
-    """What the logged keys call an extractor: its ``name``, or its class in small letters."""
-    return str(getattr(extractor, "name", type(extractor).__name__.lower()))
-
-
-def resize_of(extractor: nn.Module) -> str:
-    """What an extractor says that it does to the size of an image."""
-    return str(getattr(extractor, "resize", "none stated"))
-
-
-def identity_of(extractor: nn.Module) -> str:
-    """An extractor's name and eight digits of the SHA-256 of its class and weights."""
-    digest = hashlib.sha256(f"{type(extractor).__module__}.{type(extractor).__qualname__}".encode())
-    for key, value in extractor.state_dict().items():
-        digest.update(key.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return f"{name_of(extractor)} ({digest.hexdigest()[:8]})"

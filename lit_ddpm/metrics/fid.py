@@ -1,10 +1,9 @@
-"""FID, KID and IS of features, by torchmetrics, in float64; and the statistics of real images, kept in a file.
+"""FID, KID and IS of features, by torchmetrics, in float64; and cached statistics of the real images.
 
 FID: Heusel et al. 2017. KID: Binkowski et al. 2018. IS: Salimans et al. 2016.
 """
 
 import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
 
+from lit_ddpm._internal.files import atomic_write
 from lit_ddpm._internal.random import key_to_seed
 
 KID_IMAGES = 10_000
-"""About how many real images' features are kept for the KID, evenly spaced over the data."""
+"""The approximate number of real images whose features are kept for the KID, evenly spaced over the data."""
 
 
 @dataclass(frozen=True)
 class RealStatistics:
-    """What FID and KID need of the real images.
+    """The statistics of the real images for FID and KID.
 
     Attributes:
         total: The sum of the features, float64 ``[D]``.
@@ -40,24 +40,22 @@ class RealStatistics:
 
     @staticmethod
     def of_features(features: Tensor) -> "RealStatistics":
-        """The statistics of features ``[N, D]``."""
+        """Computes the statistics of features ``[N, D]``."""
         exact = features.double()
         return RealStatistics(exact.sum(0), exact.T @ exact, len(features), features)
 
     def save(self, path: Path, origin: dict[str, Any]) -> None:
-        """Writes a file at once or not at all; `origin` says which images and which extractor this is of."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        """Writes a file atomically; `origin` identifies the images and the extractor."""
         tensors = {"total": self.total, "products": self.products, "features": self.features.contiguous()}
-        save_file(tensors, partial, {"origin": json.dumps(origin), "num_images": str(self.num_images)})
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            save_file(tensors, partial, {"origin": json.dumps(origin), "num_images": str(self.num_images)})
 
     @staticmethod
     def load(path: Path, origin: dict[str, Any]) -> "RealStatistics":
         """Reads a file.
 
         Raises:
-            ValueError: If the file is damaged, or is of other images or another extractor than `origin` says.
+            ValueError: If the file is damaged, or belongs to other images or another extractor than `origin`.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -73,7 +71,7 @@ class RealStatistics:
             reason = f"it has another {', '.join(different)}" if different else ""
         if reason:
             raise ValueError(
-                f"the statistics of real images in {path} are not of this data and extractor: {reason}; "
+                f"the statistics of real images in {path} do not belong to this data and extractor: {reason}; "
                 "remove the file, or set another cache_dir."
             )
         return stored
@@ -88,27 +86,29 @@ def sample_metrics(
     is_splits: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
-    """FID, KID and IS of generated images.
+    """Computes FID, KID and IS of generated images.
 
     Args:
         real: The statistics of the real images.
         features: The features of the generated images, ``[N, D]``.
-        logits: Their class logits, ``[N, K]``; without them there is no IS.
-        kid_subsets: The number of subsets that the KID is averaged over.
-        kid_subset_size: The images of a subset, at most as many as there are on either side.
-        is_splits: The number of parts that the IS is averaged over.
-        seed: The seed of subsets and parts; the global random numbers stay as they are.
+        logits: Their class logits, ``[N, K]``, for the IS; without them it is left out.
+        kid_subsets: The number of subsets of the KID.
+        kid_subset_size: The images of a subset, at most the number of real and of generated images.
+        is_splits: The number of splits of the IS.
+        seed: The seed of subsets and splits; the global generators are not changed.
 
     Returns:
-        ``fid``, ``kid`` and its standard deviation over the subsets ``kid_std``, and ``is``; all NaN if a feature is
-        not finite.
+        ``fid``, ``kid``, its standard deviation over the subsets ``kid_std``, and ``is``. All are NaN if a feature is
+        not finite. The FID is also NaN if the covariances are too degenerate, as those of a few images can be.
     """
     features = features.double().cpu()
     if not bool(torch.isfinite(features).all()):
         return dict.fromkeys(("fid", "kid", "kid_std") + (("is",) if logits is not None else ()), float("nan"))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `.*` will save all extracted features")
-        warnings.filterwarnings("ignore", r"std\(\): degrees of freedom")  # the deviation of a single split, not used
+        warnings.filterwarnings(
+            "ignore", r"std\(\): degrees of freedom"
+        )  # a single split has no deviation, and it is not used
         torch.manual_seed(key_to_seed("metrics", seed))
         fid = FrechetInceptionDistance(_Features(features.shape[1]), sync_on_compute=False)
         fid.real_features_sum, fid.real_features_cov_sum = real.total, real.products
@@ -118,7 +118,7 @@ def sample_metrics(
         kid.update(real.features.double().cpu(), real=True)
         kid.update(features, real=False)
         kid_mean, kid_std = kid.compute()
-        values = {"fid": float(fid.compute()), "kid": float(kid_mean), "kid_std": float(kid_std)}
+        values = {"fid": _compute_fid(fid), "kid": float(kid_mean), "kid_std": float(kid_std)}
         if logits is not None:
             score = InceptionScore(nn.Identity(), is_splits, sync_on_compute=False)
             score.update(logits.double().cpu())
@@ -126,8 +126,16 @@ def sample_metrics(
     return values
 
 
+def _compute_fid(fid: FrechetInceptionDistance) -> float:
+    """Returns the FID, or NaN where the covariances are too degenerate for its matrix square root."""
+    try:
+        return float(fid.compute())
+    except torch.linalg.LinAlgError:
+        return float("nan")
+
+
 class _Features(nn.Identity):
-    """Stands for the extractor: the features have been extracted already."""
+    """A stand-in for the extractor, since the features are extracted already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

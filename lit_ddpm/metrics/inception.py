@@ -1,29 +1,30 @@
 """The Inception-v3 of the literature as a feature extractor."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from lit_ddpm._internal.files import sha256_of
 from lit_ddpm.metrics.features import FeatureExtractor
 
 INCEPTION_SHA256 = "6726825d"
 
 
 class InceptionFeatures(FeatureExtractor):
-    """The Inception-v3 of the literature as torch-fidelity has it: 2,048 features, 1,008 classes.
+    """The Inception-v3 of the literature in torch-fidelity's implementation: 2,048 features, 1,008 classes.
 
-    Images are resized as TensorFlow 1 did it, without antialiasing. Grey images are repeated to RGB.
+    Images are resized as in TensorFlow 1, without antialiasing. One-channel images are repeated to RGB.
 
     Args:
-        weights_path: A file of weights. If None, the published ones from torch's hub directory, downloaded if missing.
-        weights_sha256: How the SHA-256 of the file begins, at least eight hexadecimal digits. With another file than
-            the published one the name is ``inception_<digits>``, since its figures compare with no others.
+        weights_path: A weights file. If None, the published one from torch's hub directory, downloaded if missing.
+        weights_sha256: The first digits of the SHA-256 of the file, at least eight. With another file than the
+            published one the name is ``inception_<digits>``, since its metrics are not comparable with others.
 
     Raises:
-        ValueError: If `weights_sha256` is too short; at the first call if the weights are missing and cannot be
-            downloaded, or are another file or for another network, or the images have other than 1 or 3 channels.
+        ValueError: If `weights_sha256` is too short; at the first call, if the weights are missing and cannot be
+            downloaded, have another SHA-256 or do not fit the network, or the images do not have 1 or 3 channels.
     """
 
     resize = "299x299, bilinear as in TensorFlow 1, antialias=False"
@@ -37,16 +38,16 @@ class InceptionFeatures(FeatureExtractor):
         published = weights_sha256.startswith(INCEPTION_SHA256)
         self.name = "inception" if published else f"inception_{weights_sha256[:8]}"
 
+    @override
     def load(self) -> nn.Module:
-        """See `FeatureExtractor.load`."""
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         path = self._weights_file()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256_of(path)
         if not digest.startswith(self.weights_sha256):
             raise ValueError(
                 f"the Inception weights {path} have the SHA-256 {digest[:8]}..., not {self.weights_sha256}: remove the "
-                f"file if it is damaged, or set weights_sha256 to {digest[:8]} if it is the one you mean."
+                f"file if it is damaged, or set weights_sha256 to {digest[:8]} to use it."
             )
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity reads it without this check
@@ -63,7 +64,7 @@ class InceptionFeatures(FeatureExtractor):
 
         if self.weights_path is not None:
             if not Path(self.weights_path).is_file():
-                raise ValueError(f"weights_path = {self.weights_path} of InceptionFeatures: there is no such file.")
+                raise ValueError(f"weights_path = {self.weights_path} of InceptionFeatures does not exist.")
             return Path(self.weights_path)
         url = str(URL_INCEPTION_V3)
         path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
@@ -73,13 +74,13 @@ class InceptionFeatures(FeatureExtractor):
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256)
             except (OSError, RuntimeError) as error:
                 raise ValueError(
-                    f"the Inception weights could not be downloaded ({error}): get {url} elsewhere and put it at "
-                    f"{path}, or name it with weights_path of InceptionFeatures."
+                    f"the Inception weights could not be downloaded ({error}): download {url} elsewhere and put it at "
+                    f"{path}, or set weights_path of InceptionFeatures."
                 ) from None
         return path
 
+    @override
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See `FeatureExtractor.forward`."""
         if images.shape[1] not in (1, 3):
             raise ValueError(f"InceptionFeatures takes images of 1 or 3 channels, not {images.shape[1]}.")
         return super().forward(images.expand(-1, 3, -1, -1))

@@ -1,4 +1,4 @@
-"""Networks."""
+"""Networks; they do not depend on diffusion."""
 
 from lit_ddpm.nn.unet import UNet
 

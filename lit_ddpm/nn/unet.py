@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 (appendix B): an image and a number to an image; it knows nothing of diffusion."""
+"""The U-Net of Ho et al. 2020 (appendix B): a map from an image and a number to an image."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import Configurable
 
 
@@ -18,16 +19,16 @@ class UNet(Configurable, nn.Module):
 
     Args:
         in_channels: Channels of the input image.
-        out_channels: Channels of the output; as many as `in_channels` if None.
+        out_channels: Channels of the output; those of the input if None.
         width: Channels at full resolution.
         multipliers: The width of each level as a multiple of `width`; their number is the number of levels.
-        num_blocks: Residual blocks at each level on the way down; the way up has one more.
-        attention_levels: The levels with self-attention after each block, 0 being full resolution.
+        num_blocks: Residual blocks of each level of the encoder; the decoder has one more.
+        attention_levels: The levels with self-attention after each block; level 0 is full resolution.
         head_channels: Channels of an attention head.
-        dropout: The share of activations dropped inside each residual block.
-        num_classes: The number of labels, or None for a network without labels.
-        fourier_features: Powers n for which ``sin(2^n pi x)`` and ``cos(2^n pi x)`` of the input are added to it
-            (Kingma et al. 2021, appendix C): they let the network see the grid of the grey levels.
+        dropout: The dropout probability inside each residual block.
+        num_classes: The number of classes, or None for an unconditional network.
+        fourier_features: Exponents n of the additional input channels ``sin(2^n pi x)`` and ``cos(2^n pi x)``, which
+            resolve neighboring pixel levels (Kingma et al. 2021, appendix C).
         activation_checkpointing: Recompute each block in the backward pass to save memory.
 
     Raises:
@@ -49,9 +50,7 @@ class UNet(Configurable, nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"in_channels": in_channels, "width": width, "num_blocks": num_blocks}.items():
-            if value < 1:
-                raise ValueError(f"{name} = {value} of UNet must be at least 1.")
+        check_at_least(self, 1, in_channels=in_channels, width=width, num_blocks=num_blocks)
         if not multipliers or min(multipliers) < 1:
             raise ValueError(f"multipliers = {list(multipliers)} of UNet must be one or more numbers of at least 1.")
         if not set(attention_levels) <= set(range(len(multipliers))):
@@ -62,16 +61,21 @@ class UNet(Configurable, nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout = {dropout} of UNet must be in [0, 1).")
         self.in_channels = in_channels
-        self.width = width
         self.out_channels = out_channels if out_channels is not None else in_channels
+        self.width = width
+        self.multipliers = tuple(multipliers)
+        self.num_blocks = num_blocks
+        self.attention_levels = tuple(attention_levels)
+        self.head_channels = head_channels
+        self.dropout = dropout
         self.num_classes = num_classes
-        self.activation_checkpointing = activation_checkpointing
         self.fourier_features = tuple(fourier_features)
+        self.activation_checkpointing = activation_checkpointing
 
         widths = [width * multiplier for multiplier in multipliers]
         emb_width = 4 * width
         self.time_embedding = nn.Sequential(nn.Linear(width, emb_width), nn.SiLU(), nn.Linear(emb_width, emb_width))
-        # The last entry stands for "no label".
+        # The last entry means "no label".
         self.label_embedding = nn.Embedding(num_classes + 1, emb_width) if num_classes is not None else None
 
         def block(level: int, channels: int) -> UNetBlock:
@@ -111,8 +115,8 @@ class UNet(Configurable, nn.Module):
 
         Args:
             x: Images, ``[B, in_channels, H, W]``.
-            t: One number an image, ``[B]``.
-            label: Labels in ``0..num_classes - 1``, int64 ``[B]``, or None for an image without a label.
+            t: A number for each image, ``[B]``.
+            label: Labels in ``0..num_classes - 1``, int64 ``[B]``, or None for "no label".
 
         Returns:
             ``[B, out_channels, H, W]``.
@@ -123,7 +127,7 @@ class UNet(Configurable, nn.Module):
                 label = torch.full_like(t, self.label_embedding.num_embeddings - 1)
             emb = emb + self.label_embedding(label)
         elif label is not None:
-            raise ValueError("this UNet takes no labels: its num_classes is None.")
+            raise ValueError("this UNet is unconditional and does not take a label: its num_classes is None.")
         emb = F.silu(emb)
 
         waves = [f(2**n * math.pi * x) for n in self.fourier_features for f in (torch.sin, torch.cos)]
@@ -153,7 +157,7 @@ class UNet(Configurable, nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Two convolutions around the addition of an embedding, a shortcut, and self-attention if `num_heads` is not 0."""
+    """A residual block with an embedding added between its convolutions, and self-attention if `num_heads` > 0."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_width: int, dropout: float, num_heads: int = 0) -> None:
         super().__init__()
@@ -181,7 +185,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         if channels % num_heads:
-            raise ValueError(f"{channels} channels cannot be shared among {num_heads} attention heads of UNet evenly.")
+            raise ValueError(f"{channels} channels are not divisible by {num_heads} attention heads of UNet.")
         self.num_heads = num_heads
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
@@ -193,7 +197,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
         q, k, v = qkv.transpose(3, 4).unbind(1)
         if x.is_cuda or not torch.is_grad_enabled():
-            # Fused kernels want a head's channels side by side; with a gradient they are no faster on a CPU.
+            # Fused kernels need the channels of a head to be contiguous; with gradients they are not faster on a CPU.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
         out: Tensor = x + self.project(h)
@@ -208,7 +212,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Module):
-    """Enlarges to a given size by nearest neighbours, followed by a convolution."""
+    """Resizes to a given size by nearest neighbors, then applies a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -221,7 +225,7 @@ class Upsample(nn.Module):
 
 
 def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Sines and cosines of numbers ``[B]`` at geometric frequencies, float32 ``[B, width]`` (Vaswani et al. 2017)."""
+    """Returns sines and cosines of `t` ``[B]``, float32 ``[B, width]`` (Vaswani et al. 2017)."""
     half = width // 2
     power = torch.arange(half, device=t.device, dtype=torch.float32) / half
     angle = t[:, None].float() * torch.exp(-math.log(max_period) * power)
@@ -229,15 +233,15 @@ def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) ->
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with up to 32 groups of at least 4 channels.
+    """Returns a group norm with up to 32 groups of at least 4 channels.
 
-    With one channel a group it would remove the embedding, which is one number a channel.
+    Groups of a single channel would remove the embedding, since it is constant over a channel.
     """
     return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
 
 
 def zero_init(module: nn.Conv2d) -> nn.Conv2d:
-    """Sets every parameter of `module` to zero, so that the branch it ends starts as nothing."""
+    """Sets every parameter of `module` to zero, so that its branch starts as the zero function."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

@@ -1,1 +1,1 @@
-"""The Lightning layer."""
+"""The Lightning layer: `DDPM` and the parts that it is composed of."""

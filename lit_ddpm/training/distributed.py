@@ -1,55 +1,101 @@
-"""Weights that the processes share out among themselves: fully sharded data parallelism (FSDP2)."""
+"""Several ranks: gathered results, and sharded weights (FSDP2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from typing_extensions import override
+
+Result = TypeVar("Result")
 
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-"""Strategies that give each process a share of the weights."""
+"""Strategies in which each rank has a shard of the weights."""
+
+
+def gather_objects(trainer: Trainer, local: Result) -> list[Result]:
+    """Returns the objects of all ranks in order, on every rank."""
+    gathered = [local] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(gathered, local)
+    return gathered
+
+
+def gather_round_robin(trainer: Trainer, local: list[Result]) -> list[Result]:
+    """Returns the results of all ranks in order, on every rank, if rank ``i % world_size`` computed result i."""
+    by_rank = gather_objects(trainer, local)
+    return [results[turn] for turn in range(len(by_rank[0])) for results in by_rank if turn < len(results)]
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Gives each process of a mesh its share of every weight, layer by layer.
+    """Shards the weights of a network over a device mesh, layer by layer.
 
-    The layers are the members of the network's module lists, which are gathered one after another as they are called;
-    what is in no list is gathered once a step.
+    The layers are the members of the network's module lists, which are gathered one after another as they are called.
+    The remaining weights are gathered once a step.
     """
     members = [member for module in network.modules() if isinstance(module, nn.ModuleList) for member in module]
     layers = [member for member in members if not isinstance(member, nn.ModuleList)]
-    for module in [*reversed(layers), network]:  # the inner ones first
+    for module in [*reversed(layers), network]:  # inner modules first
         if not isinstance(module, FSDPModule):
             fully_shard(module, mesh=mesh)
 
 
-def hold_whole(network: nn.Module, whole: bool) -> None:
-    """Gathers all weights of a sharded network and keeps them, or goes back to a share of them.
+def gather_full_weights(network: nn.Module) -> None:
+    """Gathers the weights of a sharded network and keeps them on every rank; other networks stay as they are."""
+    for module in _sharded_modules(network):
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
 
-    A call of a sharded network waits for all processes. Evaluation and sampling give each process its own number of
-    calls, and so hold the whole network, which without gradients and optimizer takes a quarter of the memory.
+
+def reshard(network: nn.Module) -> None:
+    """Reduces the weights of a sharded network to the shard of each rank again."""
+    for module in _sharded_modules(network):
+        module.set_reshard_after_forward(True, recurse=False)
+        module.reshard()
+
+
+@contextmanager
+def full_weights(network: nn.Module) -> Iterator[None]:
+    """Gives every rank the full weights of a network within a block."""
+    gather_full_weights(network)
+    yield
+    reshard(network)
+
+
+class GatherFullWeights(Callback):
+    """Gives every rank the full weights of a sharded network for evaluation and sampling.
+
+    A call of a sharded network waits for all ranks, but evaluation and sampling call it a different number of times on
+    each. Without gradients and optimizer state the full network takes a quarter of the memory of training.
+
+    Args:
+        network: The network.
     """
-    for module in network.modules():
-        if isinstance(module, FSDPModule):
-            module.set_reshard_after_forward(not whole, recurse=False)
-            module.unshard() if whole else module.reshard()
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        gather_full_weights(self.network)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reshard(self.network)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        gather_full_weights(self.network)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        gather_full_weights(self.network)
 
 
-Result = TypeVar("Result")
-
-
-def gather(trainer: Trainer, mine: Result) -> list[Result]:
-    """What each process holds, in the order of their ranks, on every process."""
-    everyones = [mine] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(everyones, mine)
-    return everyones
-
-
-def gather_in_turn(trainer: Trainer, mine: list[Result]) -> list[Result]:
-    """All results in their order, on every process, if piece number i was done by process ``i % world_size``."""
-    shares = gather(trainer, mine)
-    return [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
+def _sharded_modules(network: nn.Module) -> list[FSDPModule]:
+    return [module for module in network.modules() if isinstance(module, FSDPModule)]

@@ -1,34 +1,73 @@
-"""One pass over a split: the bound of each of its images once, on any number of processes."""
+"""Measurements of a `DDPM`: both forms of the KL in training, the bound of a split in validation and testing."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
+from lit_ddpm.data.protocols import HasHistogram
 from lit_ddpm.diffusion.bound import variational_bound
 from lit_ddpm.diffusion.decoder import Decoder
-from lit_ddpm.diffusion.denoiser import Denoiser
+from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.ledger import Ledger, Report, histogram_nats
+from lit_ddpm.diffusion.objective import kl_forms
+from lit_ddpm.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from lit_ddpm.training.module import DDPM
 
 Split = Literal["val", "test"]
 
 EVALUATION_SEED = 0
-"""The bound's noise is the same whatever seed trained a model, so that models meet the same questions."""
+"""The seed of the bound's noise. It does not depend on the training seed, so all models are measured with one noise."""
 
 
-class BoundEvaluation:
-    """Adds up the bound of a split's batches, as this process gets them.
+@dataclass(frozen=True)
+class KLMetrics:
+    """Both forms of the KL of a training batch.
+
+    Attributes:
+        t: The timesteps of the samples with t >= 2, ``[N]`` on the CPU.
+        kl: The KL of these samples in its full form, nats per dimension, ``[N]``.
+        values: The means for the logs; ``train/form_gap`` is the largest relative difference of the two forms.
+    """
+
+    t: Tensor
+    kl: Tensor
+    values: dict[str, Tensor]
+
+
+@torch.no_grad()
+def kl_metrics(denoiser: Denoiser, pred: Prediction, weight: Tensor) -> KLMetrics | None:
+    """Computes both forms of the KL from a prediction and the weights of its timesteps; None if all have t = 1."""
+    rows = (pred.t >= 2).nonzero().flatten()
+    if len(rows) == 0:
+        return None
+    kl, kl_from_x0_mse, x0_mse = kl_forms(denoiser, pred.select(rows))
+    weight = weight[rows].to(kl)
+    values = {"train/kl": (weight * kl).mean(), "train/x0_mse": (weight * x0_mse).mean()}
+    if denoiser.variance != "learned":  # the KL of a learned variance is not a weighted x0-MSE
+        values["train/kl_from_x0_mse"] = (weight * kl_from_x0_mse).mean()
+        values["train/form_gap"] = ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max()
+    return KLMetrics(pred.t[rows], kl, values)
+
+
+class SplitBound:
+    """Accumulates the bound over this rank's batches of a split.
 
     Args:
-        trainer: The Trainer that visits the split.
+        trainer: The Trainer that iterates over the split.
         denoiser: The model.
         decoder: The likelihood at t = 1.
-        split: Which split it is.
-        num_calls: Network calls an image; all T give the full bound.
-        second_moment: What an earlier evaluation found, see `variational_bound`; an estimate is better for it.
-        histogram: How often each pixel has each level in the training images, ``[levels, C, H, W]``, for a baseline.
+        split: The split.
+        num_calls: Network calls for each image; all T give the exact bound.
+        second_moment: `Bound.second_moment` of an earlier evaluation, which reduces the variance of an estimate.
+        histogram: Counts of each pixel level in the training images, ``[levels, C, H, W]``, for the baseline.
     """
 
     def __init__(
@@ -41,20 +80,20 @@ class BoundEvaluation:
         second_moment: Tensor | None = None,
         histogram: Tensor | None = None,
     ) -> None:
-        self.trainer = trainer
         self.denoiser = denoiser
         self.decoder = decoder
         self.num_images = _num_images(trainer, split)
-        self.histogram = histogram
-        self._known_second_moment = second_moment
+        self._rank, self._world_size = trainer.global_rank, trainer.world_size
+        self._histogram = histogram
+        self._second_moment = second_moment
         self._ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
         self._num_seen = 0
 
     def update(self, x_0: Tensor, cond: dict[str, Any]) -> None:
         """Adds the images of a batch, ``[B, C, H, W]``, with the keyword arguments of the network."""
-        # Distributed samplers deal images to ranks in turn and repeat the first ones to make the shares equal. An
-        # image's number follows from its place in that order, and a number past the end is a repetition.
-        index = self.trainer.global_rank + self.trainer.world_size * (self._num_seen + torch.arange(len(x_0)))
+        # Distributed samplers deal images to ranks in turn and repeat the first ones to make the shares equal. The
+        # index of an image follows from its place in that order; an index past the end is a repetition.
+        index = self._rank + self._world_size * (self._num_seen + torch.arange(len(x_0)))
         self._num_seen += len(x_0)
         if self.num_images is not None and bool((index >= self.num_images).any()):
             keep = (index < self.num_images).to(x_0.device)
@@ -69,25 +108,135 @@ class BoundEvaluation:
             self._ledger.num_calls,
             seed=EVALUATION_SEED,
             index=index,
-            second_moment=self._known_second_moment,
+            second_moment=self._second_moment,
             **cond,
         )
-        self._ledger.update(bound, None if self.histogram is None else histogram_nats(self.histogram, x_0))
+        self._ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
 
-    def report(self) -> Report:
-        """What the ledger of all processes says; called once, at the end."""
-        strategy = self.trainer.strategy
-        if self.trainer.world_size > 1:
-            device = strategy.root_device
-            self._ledger.reduce(lambda sums: strategy.reduce(sums.to(device), reduce_op="sum"))
-        return self._ledger.report()
+    def report(self, trainer: Trainer) -> tuple[Report, Tensor]:
+        """Returns the report over all ranks and `Bound.second_moment`, ``[T - 1]``; called once, at the end."""
+        if self._world_size > 1:
+            strategy = trainer.strategy
+            self._ledger.reduce(lambda sums: strategy.reduce(sums.to(strategy.root_device), reduce_op="sum"))
+        return self._ledger.report(), self._ledger.second_moment()
 
-    def second_moment(self) -> Tensor:
-        """What `report` found about the size of the KL terms, for the next evaluation, ``[T - 1]``."""
-        return self._ledger.second_moment()
+
+class BoundEvaluator:
+    """Measures the bound of a validation or test split: `begin`, then `update` for each batch, then `finish`.
+
+    Each validation of a fit passes its second moments to the next, which then needs fewer calls for the same precision.
+    A checkpoint contains those that its own validation began with, so that validating it again gives the same numbers,
+    and those that it found, so that a resumed fit continues with the same numbers.
+
+    Args:
+        num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
+
+    Attributes:
+        last_report: The report of the last `finish`.
+    """
+
+    def __init__(self, num_val_timesteps: int | None) -> None:
+        if num_val_timesteps is not None and num_val_timesteps < 2:
+            raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all T.")
+        self.num_val_timesteps = num_val_timesteps
+        self.last_report: Report | None = None
+        self._initial_moment: Tensor | None = None  # of the current or last validation
+        self._found_moment: Tensor | None = None
+        self._bound: SplitBound | None = None
+
+    def new_bound(
+        self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split, histogram: Tensor | None = None
+    ) -> SplitBound:
+        """Returns an empty accumulator for a split, with the settings of this evaluator."""
+        num_steps = denoiser.schedule.num_steps
+        num_calls = num_steps if split == "test" else min(self.num_val_timesteps or num_steps, num_steps)
+        return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment, histogram)
+
+    def begin(
+        self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split, histogram: Tensor | None = None
+    ) -> int | None:
+        """Starts a pass over a split and returns its number of images, or None if it has no length."""
+        if trainer.state.fn == "fit":
+            self._initial_moment = self._found_moment
+        self._bound = self.new_bound(trainer, denoiser, decoder, split, histogram)
+        return self._bound.num_images
+
+    def update(self, x_0: Tensor, cond: dict[str, Any]) -> None:
+        """Adds the images of a batch, ``[B, C, H, W]``, with the keyword arguments of the network."""
+        self._started().update(x_0, cond)
+
+    def finish(self, trainer: Trainer) -> Report:
+        """Returns the report of the split over all ranks."""
+        self.last_report, moment = self._started().report(trainer)
+        self._bound = None
+        if trainer.validating:  # neither testing nor sanity checking
+            self._found_moment = moment
+        return self.last_report
+
+    def _started(self) -> SplitBound:
+        if self._bound is None:
+            raise RuntimeError(
+                "the evaluation was not started: configure_callbacks of a DDPM must return the callbacks of "
+                "super().configure_callbacks() too."
+            )
+        return self._bound
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """Returns the second moments for a checkpoint."""
+        return {"initial_moment": self._initial_moment, "found_moment": self._found_moment}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor | None], num_steps: int) -> None:
+        """Restores the second moments, unless they belong to a schedule of another length."""
+        moments = state_dict["initial_moment"], state_dict["found_moment"]
+        fit = all(moment is None or len(moment) == num_steps - 1 for moment in moments)
+        self._initial_moment, self._found_moment = moments if fit else (None, None)
+
+
+class LogBound(Callback):
+    """Drives the evaluator of a `DDPM` through validation and testing, logs the bound and prints the ledger."""
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer, pl_module, "val")
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer, pl_module, "test")
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        report = self._finish(trainer, pl_module, "test")
+        path = RunDirectory.of_trainer(trainer).ledger
+        if trainer.is_global_zero:
+            report.save(path)
+            print(f"\n{report.table()}\nwritten to {path}")
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        module = cast("DDPM", pl_module)
+        assert module.decoder is not None
+        data = getattr(trainer, "datamodule", None)
+        needs_baseline = split == "test" and module.decoder.levels is not None
+        histogram = data.train_histogram() if needs_baseline and isinstance(data, HasHistogram) else None
+        num_images = module.evaluator.begin(trainer, module.denoiser, module.decoder, split, histogram)
+        if split == "test" and num_images is not None:
+            num_calls = module.denoiser.schedule.num_steps
+            rank_zero_info(f"The exact bound takes {num_calls:,} network calls for each of {num_images:,} images.")
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> Report:
+        module = cast("DDPM", pl_module)
+        report = module.evaluator.finish(trainer)
+        values = report.metrics(split)
+        if trainer.state.fn != "fit":
+            values["step"] = max(module.trained_steps - 1, 0)  # Lightning's name of the x-axis, which counts from 0
+        module.log_dict(values)
+        return report
 
 
 def _num_images(trainer: Trainer, split: Split) -> int | None:
-    """The size of a split's data set, if it is one sized data set."""
+    """Returns the size of a split, if it is a single dataset with a length."""
     loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
     return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else None

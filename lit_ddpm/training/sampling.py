@@ -9,27 +9,28 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_ddpm.diffusion.sampler import Sampler
-from lit_ddpm.training.distributed import gather_in_turn
+from lit_ddpm.training.distributed import gather_round_robin
 from lit_ddpm.training.module import DDPM
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def progress(trainer: Trainer, pieces: Iterable[Result], description: str) -> Iterable[Result]:
-    """The pieces, with a progress bar on the first process where the Trainer shows one."""
+def progress(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:
+    """Iterates with a progress bar on rank 0, if the Trainer shows one."""
     hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
-    bar: Iterable[Result] = tqdm(pieces, description, leave=False, disable=hidden)
+    bar: Iterable[Item] = tqdm(items, description, leave=False, disable=hidden)
     return bar
 
 
-def is_quick(trainer: Trainer) -> bool:
-    """Whether this is a ``fast_dev_run``, in which everything happens once and hardly any of it."""
+def is_fast_dev_run(trainer: Trainer) -> bool:
+    """Returns whether the Trainer runs everything once, with as little work as possible."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
-def sampler_for(trainer: Trainer, sampler: Sampler) -> Sampler:
-    """The sampler itself, or in a ``fast_dev_run`` a copy of it that makes a few images in two steps."""
-    if is_quick(trainer):
+def shortened(trainer: Trainer, sampler: Sampler) -> Sampler:
+    """Returns the sampler, or in a ``fast_dev_run`` a copy with two steps and small chunks."""
+    if is_fast_dev_run(trainer):
         sampler = copy.copy(sampler)
         sampler.num_steps, sampler.chunk_size = min(2, sampler.num_steps or 2), min(4, sampler.chunk_size)
     return sampler
@@ -41,18 +42,18 @@ def draw(
     num_images: int,
     seed: int,
     sampler: Sampler,
-    make: Callable[[Tensor], Result],
+    transform: Callable[[Tensor], Result],
     description: str,
 ) -> list[Result]:
-    """Draws images of a seed in the precision of the Trainer; whole chunks of the sampler are dealt to the processes.
+    """Draws images of a seed in the Trainer's precision, whole chunks of the sampler in turn on each rank.
 
     Returns:
-        What `make` does of each chunk ``[B, C, H, W]``, in order, on every process.
+        The result of `transform` for each chunk ``[B, C, H, W]``, in order, on every rank.
     """
-    firsts = range(0, num_images, sampler.chunk_size)[trainer.global_rank :: trainer.world_size]
+    chunk_starts = range(0, num_images, sampler.chunk_size)[trainer.global_rank :: trainer.world_size]
     results = []
-    for first in progress(trainer, firsts, description):
+    for start in progress(trainer, chunk_starts, description):
         with trainer.precision_plugin.forward_context():
-            images = module.sample(min(sampler.chunk_size, num_images - first), seed, first, sampler=sampler)
-        results.append(make(images))
-    return gather_in_turn(trainer, results)
+            images = module.sample(min(sampler.chunk_size, num_images - start), seed, start, sampler=sampler)
+        results.append(transform(images))
+    return gather_round_robin(trainer, results)

@@ -1,0 +1,1 @@
+"""Tools that the benchmarks share: clock, tables, images, fits and sample metrics."""

@@ -1,0 +1,71 @@
+"""The clock of the benchmarks: it waits for the GPU and measures contestants round-robin."""
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Measurement = TypeVar("Measurement")
+
+
+def now() -> float:
+    """Returns the time in seconds, once the GPU has finished its queued work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Times one call."""
+    start = now()
+    work()
+    return now() - start
+
+
+def in_turns(
+    contestants: Mapping[str, Callable[[], Measurement]], rounds: int, warm_up: bool = False
+) -> dict[str, list[Measurement]]:
+    """Measures contestants round-robin, so that a change of the machine's speed affects all of them alike.
+
+    Args:
+        contestants: One measurement of each contestant, such as ``lambda: seconds(work)``.
+        rounds: The number of measurements of each.
+        warm_up: Discard a first additional round.
+
+    Returns:
+        The measurements of each contestant, one per round.
+    """
+    found: dict[str, list[Measurement]] = {name: [] for name in contestants}
+    for number in range(0 if warm_up else 1, rounds + 1):
+        for name, measure in contestants.items():
+            measurement = measure()
+            if number > 0:
+                found[name].append(measurement)
+            print(f"{f'round {number} of {rounds}' if number else 'warm-up'}: {name}", file=sys.stderr, flush=True)
+    return found
+
+
+class Stopwatch:
+    """Durations in seconds of named sections that begin and end in different hooks."""
+
+    def __init__(self) -> None:
+        self.durations: dict[str, list[float]] = defaultdict(list)
+        self._starts: dict[str, float] = {}
+
+    def start(self, section: str) -> None:
+        """Begins a section."""
+        self._starts[section] = now()
+
+    def stop(self, section: str) -> None:
+        """Ends a section if it has begun."""
+        if section in self._starts:
+            self.durations[section].append(now() - self._starts.pop(section))
+
+    def time_forward(self, network: nn.Module, section: str = "network forward") -> None:
+        """Times each forward pass of a network as a section."""
+        network.register_forward_pre_hook(lambda *_: self.start(section))
+        network.register_forward_hook(lambda *_: self.stop(section))

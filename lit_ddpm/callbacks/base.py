@@ -1,0 +1,38 @@
+"""The base class of callbacks for `DDPM`."""
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm.training.module import DDPM
+
+
+class DDPMCallback(Callback):
+    """A callback that works with a `DDPM` only, at every validation or at every n-th epoch.
+
+    Args:
+        every_n_epochs: How often the callback is due, see `is_due`.
+
+    Raises:
+        ValueError: If `every_n_epochs` is less than 1; in `setup`, if the module is not a `DDPM`.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        check_at_least(self, 1, every_n_epochs=every_n_epochs)
+        self.every_n_epochs = every_n_epochs
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.ddpm(pl_module)
+
+    def ddpm(self, pl_module: LightningModule) -> DDPM:
+        """Returns the module as a `DDPM`."""
+        if not isinstance(pl_module, DDPM):
+            raise ValueError(f"{type(self).__name__} needs a DDPM, not a {type(pl_module).__name__}.")
+        return pl_module
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Returns whether the current validation is one to act on: in ``validate`` and every n-th epoch of a fit."""
+        if trainer.sanity_checking:
+            return False
+        return trainer.state.fn == "validate" or (trainer.current_epoch + 1) % self.every_n_epochs == 0

@@ -1,0 +1,48 @@
+"""Hyperparameters as plain data, so that a checkpoint loads with ``weights_only=True``."""
+
+import inspect
+from collections.abc import MutableMapping
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning import LightningModule
+
+from lit_ddpm._internal.config import as_config
+
+EXECUTION_ONLY = ("compile", "channels_last")
+"""Arguments that do not change the model, so each command sets them anew and no checkpoint contains them."""
+
+
+class PlainHyperparameters(LightningModule):
+    """A LightningModule whose ``save_hyperparameters`` writes objects as ``class_path`` and ``init_args``.
+
+    Lightning collects the arguments of all constructors from the subclass to the base class. Those that the subclass
+    itself accepts are kept.
+
+    Attributes:
+        unsaved_arguments: The arguments that have no plain form, such as a network of a foreign class. They must be
+            passed to ``load_from_checkpoint`` again.
+    """
+
+    unsaved_arguments: tuple[str, ...] = ()
+
+    def _set_hparams(self, hp: Any) -> None:  # Lightning 2.6 passes the collected arguments to this method
+        if isinstance(hp, MutableMapping) and "_instantiator" not in hp:  # LightningCLI collects plain data itself
+            plain: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+            unsaved = []
+            for name in _accepted_arguments(type(self)) & hp.keys():
+                try:
+                    plain[name] = as_config(hp[name])
+                except TypeError:
+                    unsaved.append(name)
+            hp, self.unsaved_arguments = plain, tuple(unsaved)
+        super()._set_hparams(hp)
+
+
+def _accepted_arguments(kind: type) -> set[str]:
+    """Returns the names of the keyword arguments of a class, with those that its ``**kwargs`` pass to a base class."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        # jsonargparse reads the source, and leaves out what the class passes to its base class itself.
+        return {str(name) for name in ArgumentParser().add_class_arguments(kind, fail_untyped=False)}
+    return {parameter.name for parameter in parameters}

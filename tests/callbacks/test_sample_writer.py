@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_module
+
+from lit_ddpm.callbacks import SampleWriter
+from lit_ddpm.cli.trainer import Trainer
+
+
+def test_the_writer_refuses_a_directory_of_other_files(tmp_path):
+    (tmp_path / "000000.png").touch()
+    with pytest.raises(ValueError, match=r"is not empty.*--output_dir"):
+        SampleWriter(tmp_path, 4, {"seed": 0})
+    (tmp_path / "samples.json").write_text('{"seed": 1}')
+    with pytest.raises(
+        ValueError, match=r"is not empty, and its images are not of the same checkpoint, sampler and seed"
+    ):
+        SampleWriter(tmp_path, 4, {"seed": 0})
+
+
+def predict(module, directory, num_samples, **kwargs):
+    settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": "."}
+    Trainer(**settings).predict(
+        module, num_samples=num_samples, return_predictions=False, output_dir=str(directory), **kwargs
+    )
+    return np.load(directory / "samples.npz")["arr_0"]
+
+
+def test_interrupted_sampling_resumes(tmp_path):
+    module = tiny_module()
+    module.image_shape = (1, 8, 8)
+    made = []
+    original = module.predict_step
+
+    def predict_step(batch, batch_idx):
+        made.append(int(batch[1]))
+        return original(batch, batch_idx)
+
+    module.predict_step = predict_step
+    whole = predict(module, tmp_path / "a", 30)
+    assert made == [0, 8, 16, 24]
+    (tmp_path / "a" / "000010.png").unlink()
+    (tmp_path / "a" / "samples.npz").unlink()
+    made.clear()
+    assert np.array_equal(predict(module, tmp_path / "a", 30), whole)
+    assert made == [8]
+    made.clear()
+    more = predict(module, tmp_path / "a", 40)
+    assert np.array_equal(more[:30], whole)
+    assert made == [24, 32]
+    assert np.array_equal(predict(module, tmp_path / "a", 20), whole[:20])
+    assert not list((tmp_path / "a").glob("*.tmp"))
+    with pytest.raises(ValueError, match="not of the same checkpoint, sampler and seed"):
+        predict(module, tmp_path / "a", 30, seed=1)
+    with torch.no_grad():
+        module.denoiser.network.conv.weight.add_(1)
+    with pytest.raises(ValueError, match="not of the same checkpoint, sampler and seed"):
+        predict(module, tmp_path / "a", 30)
+
+
+def test_sampling_is_split_across_ranks(tmp_path):
+    module = tiny_module()
+    module.image_shape = (1, 8, 8)
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        run = Trainer(
+            devices=devices,
+            strategy=strategy,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=".",
+        )
+        run.predict(module, num_samples=21, return_predictions=False, output_dir=str(tmp_path / str(devices)))
+    one, two = ((np.load(tmp_path / str(devices) / "samples.npz")["arr_0"]) for devices in (1, 2))
+    assert one.shape == (21, 8, 8, 1)
+    assert np.array_equal(one, two)

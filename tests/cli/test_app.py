@@ -1,0 +1,119 @@
+"""The commands fit, validate, test and predict on the shipped configuration."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import FIT_DIGITS, copy_run, error_of, read_csv
+from PIL import Image
+
+from lit_ddpm import DDPM
+from lit_ddpm.__main__ import main
+from lit_ddpm.cli.arguments import with_run_config
+
+
+def test_a_run_is_one_directory_with_everything_in_it(run):
+    for name in ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples"):
+        assert (run / name).exists(), name
+    columns = set(read_csv(run / "metrics.csv")[0])
+    assert {"train/loss", "train/kl", "train/kl_from_x0_mse", "train/form_gap", "train/x0_mse"} <= columns
+    assert {"val/bpd", "val/bpd_prior", "val/bpd_diffusion", "val/bpd_reconstruction", "val/bpd_se_noise"} <= columns
+    assert {f"sample/{name}_digits" for name in ("fid", "kid", "kid_std", "is")} <= columns
+    assert json.loads((run / "sample_metrics.jsonl").read_text())["protocol"]["weights"] == "averaged"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["objective"]["class_path"] == "lit_ddpm.X0MSE"
+    assert any((run / "tensorboard").iterdir())
+    assert {path.name for path in (run / "samples").iterdir()} == {"step_0000006.png", "trajectory_0000006.png"}
+    assert {"perf/images_per_s", "perf/outside_network", "perf/peak_memory_gib"} <= columns
+    assert (run / "profile" / "objective_weights.png").exists()
+
+
+def test_a_checkpoint_alone_is_enough_to_test_it(run, monkeypatch, tmp_path, capsys):
+    here = copy_run(run, monkeypatch, tmp_path)
+    before = read_csv(here / "metrics.csv")
+    results = []
+    for size in (360, 360, 77):
+        main(["test", "--ckpt_path", str(here / "checkpoints" / "best.ckpt"), f"--data.eval_batch_size={size}"])
+        results.append(json.loads((here / "ledger.json").read_text()))
+    table = capsys.readouterr().out
+    for word in ("prior", "diffusion", "reconstruction", "total", "± images", "± noise", "per-pixel histogram"):
+        assert word in table
+    assert "360 images, 64 network calls an image" in table
+    assert "1,000 generated and 1,257 real images" in table
+    evaluations = [json.loads(line) for line in (here / "sample_metrics.jsonl").read_text().splitlines()]
+    assert [entry["command"] for entry in evaluations] == ["fit", "test", "test", "test"]
+    assert evaluations[1] == evaluations[2]
+    step = torch.load(here / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    assert [entry["global_step"] for entry in evaluations] == [3, step, step, step]
+    terms = results[0]["terms"]
+    parts = sum(terms[name]["value"] for name in ("prior", "diffusion", "reconstruction"))
+    assert terms["total"]["value"] == pytest.approx(parts, abs=1e-9)
+    assert results[0] == results[1]
+    for term, entry in terms.items():
+        assert results[2]["terms"][term]["value"] == pytest.approx(entry["value"], abs=1e-5)
+    assert results[0]["baseline"]["value"] == pytest.approx(2.43, abs=0.02)
+    rows = read_csv(here / "metrics.csv")  # the test appends to the metrics of the fit
+    assert len(rows) == len(before) + 3
+    assert [row["val/bpd"] for row in rows[: len(before)]] == [row["val/bpd"] for row in before]
+
+
+def test_validate_repeats_the_bound_of_the_fit(run, monkeypatch, tmp_path):
+    here = copy_run(run, monkeypatch, tmp_path)
+    main(["validate", "--ckpt_path", str(here / "checkpoints" / "last.ckpt"), "--trainer.enable_progress_bar=false"])
+    values = [row["val/bpd"] for row in read_csv(here / "metrics.csv") if row["val/bpd"]]
+    assert float(values[-1]) == pytest.approx(float(values[-2]), abs=1e-5)
+
+
+def test_predict_writes_images_and_one_array(run, monkeypatch, tmp_path, capsys):
+    here = copy_run(run, monkeypatch, tmp_path)
+    checkpoint = str(here / "checkpoints" / "best.ckpt")
+    main(["predict", "--ckpt_path", checkpoint, "--num_samples=70", "--seed=3"])
+    array = np.load(here / "predict" / "samples.npz")["arr_0"]
+    assert array.shape == (70, 8, 8, 1)
+    assert array.dtype == np.uint8
+    assert set(np.unique(array)) <= {round(level * 255 / 16) for level in range(17)}
+    for number in (0, 69):
+        assert np.array_equal(np.asarray(Image.open(here / "predict" / f"{number:06d}.png")), array[number, :, :, 0])
+    main(["predict", "--ckpt_path", checkpoint, "--num_samples=5", "--seed=3", "--output_dir=five"])
+    assert np.array_equal(np.load("five/samples.npz")["arr_0"], array[:5])
+    assert "is not empty" in error_of(capsys, ["predict", "--ckpt_path", checkpoint, "--num_samples=70"])
+    assert "num_samples = 0" in error_of(capsys, ["predict", "--ckpt_path", checkpoint, "--num_samples=0"])
+
+
+def test_a_restart_is_refused_and_a_resume_is_not(run, monkeypatch, tmp_path, capsys):
+    here = copy_run(run, monkeypatch, tmp_path)
+    last = here / "checkpoints" / "last.ckpt"
+    message = error_of(capsys, [*FIT_DIGITS])
+    assert "runs/digits already contains a run: resume it with --ckpt_path runs/digits/checkpoints/last.ckpt" in message
+    before = read_csv(here / "metrics.csv")
+    main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=3"])
+    assert len(read_csv(here / "metrics.csv")) > len(before)
+    assert read_csv(here / "metrics.csv")[0]["train/loss"] == before[0]["train/loss"]
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+
+def test_overridden_settings_are_warned_about(run, monkeypatch, tmp_path):
+    here = copy_run(run, monkeypatch, tmp_path)
+    last = str(here / "checkpoints" / "last.ckpt")
+    with pytest.warns(UserWarning, match=r"settings of the checkpoint are used for model .*optimizer\.init_args\.lr"):
+        main(["fit", "--ckpt_path", last, "--trainer.max_epochs=3", "--model.optimizer.lr=0.5"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*checkpoint's own settings.*")
+        main(["fit", "--ckpt_path", last, "--trainer.max_epochs=4"])
+
+
+def test_load_from_checkpoint_gives_samples_in_python(run):
+    module = DDPM.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert module.sample(2, seed=0).shape == (2, 1, 8, 8)
+
+
+def test_the_config_next_to_a_checkpoint_is_added(run):
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    config = ["--config", str(run / "config.yaml")]
+    assert with_run_config(["test", "--ckpt_path", checkpoint]) == ["test", *config, "--ckpt_path", checkpoint]
+    assert with_run_config(["test", f"--ckpt_path={checkpoint}"])[1:3] == config
+    for args in (["test", "-c", "x", "--ckpt_path", checkpoint], ["fit"], ["test", "--ckpt_path"], []):
+        assert with_run_config(args) == args

@@ -1,0 +1,137 @@
+"""Bad input ends in an error of one sentence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import CONFIGS, FIT_DIGITS, SMALL, Malicious, copy_run, error_of
+
+from lit_ddpm.__main__ import main
+from lit_ddpm.cli.errors import is_about_input, one_sentence
+
+METRICS = [*FIT_DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.SampleMetrics"]
+INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            [*FIT_DIGITS, "--model.network.widht=3"],
+            "model.network: Option 'widht' is not accepted; lit_ddpm.UNet takes in_ch",
+        ),
+        ([*FIT_DIGITS, "--model.schedule.num_steps=many"], "model.schedule.num_steps: .*int.*many"),
+        ([*FIT_DIGITS, "--model.schedule.num_steps=1"], "num_steps = 1"),
+        ([*FIT_DIGITS, "--model.objective=NoSuchLoss"], "model.objective.*NoSuchLoss"),
+        ([*FIT_DIGITS, "--model.variance=fixed"], "model.variance.*fixed|variance.*posterior.*beta"),
+        (
+            [*FIT_DIGITS, "--model.decoder=DiscretizedGaussian", "--model.decoder.levels=256"],
+            "levels = 256 .* levels = 17",
+        ),
+        ([*FIT_DIGITS, "--model.network.in_channels=3"], r"in_channels = 3 .* image_shape = \[1, 8, 8\]"),
+        (
+            [*FIT_DIGITS, "--model.sampler=AncestralSampler", "--model.sampler.num_steps=999"],
+            "num_steps = 999 .* 256|at most",
+        ),
+        ([*FIT_DIGITS, "--model.optimizer.lr=-1"], "learning rate: -1"),
+        ([*FIT_DIGITS, "--data.batch_size=5000"], "batch_size = 5000"),
+        ([*FIT_DIGITS, "--trainer.accelerator=gpu"], "gpu"),
+        ([*FIT_DIGITS, "--trainer.no_such_thing=1"], "trainer.no_such_thing"),
+        ([*METRICS, "--trainer.callbacks.num_samples=1"], "num_samples = 1 of SampleMetrics must be at least 2"),
+        ([*METRICS, "--trainer.callbacks.num_sample=9"], "'num_sample' is not accepted"),
+        ([*METRICS, "--trainer.callbacks.extractor=NoSuchFeatures"], "extractor.*NoSuchFeatures"),
+        (
+            [*METRICS, "--trainer.callbacks.extractor=InceptionFeatures", *INCEPTION],
+            r"weights_path = nowhere.pth of InceptionFeatures does not exist",
+        ),
+        ([*FIT_DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.EMA"], "more than one stateful callback of type `EMA`"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["test", "--ckpt_path", "nowhere.ckpt"], "ckpt_path = nowhere.ckpt does not exist"),
+        (["train"], "train.*fit.*predict"),
+        (
+            [*FIT_DIGITS, "--model.parametrization=EpsParametrization", "--model.schedule.zero_terminal_snr=true"],
+            r"EpsParametrization cannot be used .*SNR\(T\) is zero",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys, args, message):
+    import re
+
+    assert re.search(message, error_of(capsys, [*args])), message
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_an_unknown_key_in_yaml_is_one_sentence(capsys, tmp_path):
+    config = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+    config["extends"] = str(CONFIGS / config["extends"])
+    config["model"]["init_args"]["schedule"]["init_args"]["minimum"] = 3
+    Path("typo.yaml").write_text(yaml.safe_dump(config))
+    message = error_of(capsys, ["fit", "--config", "typo.yaml"])
+    assert (
+        "model.schedule: Option 'minimum' is not accepted; lit_ddpm.LogSNRSchedule takes num_steps, log_snr_start"
+        in message
+    )
+
+
+def test_a_broken_checkpoint_is_one_sentence(run, capsys, tmp_path):
+    whole = (run / "checkpoints" / "best.ckpt").read_bytes()
+    Path("half.ckpt").write_bytes(whole[: len(whole) // 2])
+    Path("text.ckpt").write_text("not a checkpoint")
+    torch.save({"weights": 1}, "other.ckpt")
+    for path in ("half.ckpt", "text.ckpt"):
+        assert f"ckpt_path = {path} is truncated" in error_of(capsys, ["test", "--ckpt_path", path])
+    assert "other.ckpt has no state_dict" in error_of(capsys, ["test", "--ckpt_path", "other.ckpt"])
+
+
+def test_resuming_skips_a_damaged_checkpoint(run, monkeypatch, tmp_path, capsys):
+    here = copy_run(run, monkeypatch, tmp_path)
+    last = here / "checkpoints" / "last.ckpt"
+    shutil.copy(last, last.with_name("before.ckpt"))
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"last.ckpt is truncated.*resuming from .*\.ckpt of step 6 instead"):
+        main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs=3", "--trainer.limit_val_batches=0"])
+    assert torch.load(last, weights_only=True)["global_step"] == 9
+    last.write_bytes(last.read_bytes()[:-100])
+    assert "is truncated" in error_of(
+        capsys, ["test", "--ckpt_path", str(last)]
+    )  # no other checkpoint is tested instead
+
+
+def test_a_checkpoint_of_another_network_is_one_sentence(run, capsys):
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["network"]["init_args"]["width"] = 16
+    torch.save(checkpoint, "unfit.ckpt")
+    assert "does not fit the network" in error_of(capsys, ["test", "--ckpt_path", "unfit.ckpt"])
+
+
+def test_a_malicious_checkpoint_does_not_run(capsys):
+    torch.save({"state_dict": {}, "evil": Malicious()}, "evil.ckpt")
+    assert "loads safely" in error_of(capsys, ["test", "--ckpt_path", "evil.ckpt"])
+    assert not Path("evil_was_here").exists()
+
+
+def test_an_unwritable_run_directory_is_one_sentence(capsys):
+    Path("file").write_text("")
+    message = error_of(capsys, [*FIT_DIGITS, "--trainer.default_root_dir=file/run"])
+    assert "run directory file/run is not writable" in message
+
+
+def test_ema_of_sharded_weights_is_refused(capsys):
+    one = ["--trainer.devices=1", "--trainer.strategy.data_parallel_size=1", "--trainer.accelerator=cpu"]
+    sharded = ["--config", str(CONFIGS / "trainer" / "fsdp.yaml"), "--trainer.callbacks=EMA", *one]
+    line = error_of(capsys, [*FIT_DIGITS, *sharded])
+    assert "EMA does not work with ModelParallelStrategy, which shards the weights: train without EMA" in line
+
+
+def test_an_error_in_a_program_keeps_its_traceback():
+    with pytest.raises(ValueError, match="mine") as caught:
+        raise ValueError("mine")
+    assert not is_about_input(caught.value)
+    with pytest.raises(RuntimeError, match="mine"):
+        main([*FIT_DIGITS, *SMALL[:5], "--trainer.fast_dev_run=true", "--trainer.callbacks+=helpers.FailingCallback"])
+
+
+def test_plain_messages_are_unchanged():
+    assert one_sentence("plain") == "plain"

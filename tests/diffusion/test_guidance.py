@@ -1,0 +1,62 @@
+"""Classifier-free guidance."""
+
+import pytest
+import torch
+from helpers import PARAMETRIZATIONS, LabelledNetwork, learned_variance_denoiser
+
+from lit_ddpm import Denoiser, GuidedDenoiser, LinearSchedule, VParametrization
+
+
+def labelled_denoiser(parametrization=None, **kwargs):
+    torch.manual_seed(0)
+    return Denoiser(LabelledNetwork(), LinearSchedule(50), parametrization or VParametrization(), **kwargs)
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=lambda p: type(p).__name__)
+def test_guidance_of_the_estimate_is_guidance_of_the_output(parametrization):
+    plain = labelled_denoiser(parametrization).double()
+    x_t, t, label = (
+        torch.randn(4, 1, 5, 5, dtype=torch.float64),
+        torch.tensor([2, 9, 30, 50]),
+        torch.tensor([0, 1, 2, 2]),
+    )
+    with torch.no_grad():
+        with_label, without = plain.network(x_t, t, label), plain.network(x_t, t)
+        output = without + 3 * (with_label - without)
+        expected = parametrization.x0_hat(plain.schedule, output, x_t, t)
+        found = GuidedDenoiser(plain, 3)(x_t, t, label=label)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_guidance_scales_one_and_zero():
+    plain = labelled_denoiser()
+    x_t, t, label = torch.randn(4, 1, 5, 5), torch.tensor([2, 9, 30, 50]), torch.tensor([0, 1, 2, 2])
+    with torch.no_grad():
+        torch.testing.assert_close(GuidedDenoiser(plain, 1)(x_t, t, label=label), plain(x_t, t, label=label))
+        torch.testing.assert_close(GuidedDenoiser(plain, 0)(x_t, t, label=label), plain(x_t, t))
+
+
+def test_guidance_clips_and_calls_the_network_once():
+    plain = labelled_denoiser(clip=True)
+    plain.network.embedding.weight.data *= 50
+    x_t, label = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        plain.network.calls = 0
+        x0_hat = GuidedDenoiser(plain, 5)(x_t, 20, label=label)
+        assert plain.network.calls == 1
+        assert plain.network.seen[-1].tolist() == [0, 1, 2, 3, 3, 3]
+        assert float(x0_hat.abs().max()) == 1
+        p = GuidedDenoiser(plain, 5).p_posterior(x_t, 20, 10, label=label)
+        torch.testing.assert_close(p.mean, plain.p_given_x0_hat(x_t, x0_hat, 20, 10).mean)
+
+
+def test_a_guided_denoiser_shares_the_network():
+    plain = labelled_denoiser()
+    assert GuidedDenoiser(plain, 2).network is plain.network
+
+
+def test_guidance_keeps_the_conditional_variance():
+    model = learned_variance_denoiser(num_classes=3)
+    x_t, label = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1])
+    guided = GuidedDenoiser(model, 2.0).p_posterior(x_t, 20, label=label)
+    torch.testing.assert_close(guided.var, model.p_posterior(x_t, 20, label=label).var)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from helpers import COMBINATIONS, PARAMETRIZATIONS
+
+from lit_ddpm import (
+    Denoiser,
+    EpsParametrization,
+    LinearSchedule,
+    MeanParametrization,
+    VParametrization,
+    q_marginal,
+    q_posterior,
+)
+
+
+@pytest.mark.parametrize(("schedule", "parametrization"), COMBINATIONS)
+def test_round_trip(schedule, parametrization):
+    T = schedule.num_steps
+    t = torch.arange(1, T + 1)
+    x_0, eps = torch.randn(2, T, 3, dtype=torch.float64)
+    x_t = q_marginal(schedule, x_0, t).sample(eps)
+    output = parametrization.target(schedule, x_0, eps, t)
+    # An output of size 1 is divided by the signal (eps) or by c_0 (mean): rounding grows by just as much.
+    _, scale = parametrization.coefficients(schedule, t)
+    error = (parametrization.x0_hat(schedule, output, x_t, t) - x_0).abs().amax(1)
+    assert bool((error < 1e-13 * (1 + scale.abs()) * 30).all())
+
+
+def test_targets_match_their_definitions(schedule):
+    T = schedule.num_steps
+    t = torch.arange(2, T)
+    x_0, eps = torch.randn(2, T - 2, 3, dtype=torch.float64)
+    x_t = q_marginal(schedule, x_0, t).sample(eps)
+    bar = schedule.alpha_bar(t)[:, None]
+    eps_target = EpsParametrization().target(schedule, x_0, eps, t)
+    torch.testing.assert_close(eps_target, eps, rtol=1e-9, atol=1e-9)
+    v = bar.sqrt() * eps - (1 - bar).sqrt() * x_0
+    torch.testing.assert_close(VParametrization().target(schedule, x_0, eps, t), v, rtol=1e-9, atol=1e-9)
+    mu = q_posterior(schedule, x_t, x_0, t).mean
+    torch.testing.assert_close(MeanParametrization().target(schedule, x_0, eps, t), mu, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "parametrization", [EpsParametrization(), MeanParametrization()], ids=lambda p: type(p).__name__
+)
+def test_eps_and_mean_are_refused_at_zero_terminal_snr(parametrization):
+    with pytest.raises(ValueError, match=r"SNR\(T\) is zero.*VParametrization or X0Parametrization"):
+        Denoiser(torch.nn.Identity(), LinearSchedule(zero_terminal_snr=True), parametrization)
+
+
+def test_v_and_x0_work_at_zero_terminal_snr():
+    for parametrization in (PARAMETRIZATIONS[0], PARAMETRIZATIONS[2]):
+        denoiser = Denoiser(torch.nn.Conv2d(1, 1, 1), LinearSchedule(zero_terminal_snr=True), parametrization)
+        denoiser.network.forward = lambda x, t: torch.zeros_like(x)
+        x = torch.randn(2, 1, 4, 4)
+        assert torch.isfinite(denoiser(x, 1000)).all()
+        assert torch.isfinite(denoiser.p_posterior(x, 1000).mean).all()

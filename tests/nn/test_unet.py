@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from lit_ddpm import UNet
+
+
+def small(**kwargs):
+    return UNet(**{"width": 16, "num_blocks": 1, "head_channels": 16, "dropout": 0.0, **kwargs})
+
+
+def randomised(network):
+    """Random weights, so that no branch is zero."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def call(network, x, **kwargs):
+    return network(x, torch.arange(1, len(x) + 1), **kwargs)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (7, 5), (1, 3), (32, 16)])
+@pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 2)])
+def test_any_size_works(size, multipliers):
+    levels = [len(multipliers) - 1]
+    network = small(in_channels=3, multipliers=multipliers, attention_levels=levels)
+    assert call(network, torch.randn(2, 3, *size)).shape == (2, 3, *size)
+
+
+def test_output_channels_may_differ():
+    assert call(small(in_channels=3, out_channels=6), torch.randn(2, 3, 8, 8)).shape == (2, 6, 8, 8)
+
+
+def test_it_starts_at_zero_and_learns_everywhere():
+    network = small()
+    x = torch.randn(2, 1, 8, 8)
+    assert bool((call(network, x) == 0).all())
+    randomised(network)
+    call(network, x).square().sum().backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in network.parameters())
+
+
+def test_it_depends_on_time_and_label():
+    network = randomised(small(num_classes=10)).eval()
+    x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
+    early, late, _ = network(x, torch.tensor([1, 500, 500]))
+    assert not torch.allclose(early, late)
+    t = torch.tensor([5, 5, 5])
+    a, b, c = network(x, t, label=torch.tensor([0, 1, 1]))
+    assert not torch.allclose(a, b)
+    torch.testing.assert_close(b, c)
+    assert not torch.allclose(network(x, t)[0], a)  # a missing label differs from label 0
+    with pytest.raises(ValueError, match="num_classes is None"):
+        small()(x, t, label=t)
+
+
+def test_dropout_only_while_training():
+    network = randomised(small(dropout=0.5))
+    x = torch.randn(2, 1, 8, 8)
+    assert not torch.equal(call(network, x), call(network, x))
+    network.eval()
+    assert torch.equal(call(network, x), call(network, x))
+
+
+def test_fourier_features_are_added_to_the_image():
+    network, seen = small(fourier_features=[3, 4]), []
+    network.conv_in.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(2, 1, 8, 8)
+    call(network, x)
+    waves = [f(n * torch.pi * x) for n in (8, 16) for f in (torch.sin, torch.cos)]
+    torch.testing.assert_close(seen[0], torch.cat([x, *waves], dim=1))
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    x = torch.randn(2, 1, 8, 8)
+    gradients = []
+    for on in (False, True):
+        network = randomised(small(activation_checkpointing=on, attention_levels=[0, 1]))
+        call(network, x).square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_channels_last_gives_the_same():
+    network = randomised(small(attention_levels=[0, 1])).eval()
+    x = torch.randn(2, 1, 8, 8)
+    expected = call(network, x)
+    network.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(call(network, x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_compiles_as_one_graph():
+    network = randomised(small(num_classes=3, attention_levels=[1], fourier_features=[3])).eval()
+    x, t, label = torch.randn(2, 1, 8, 8), torch.tensor([3, 9]), torch.tensor([0, 2])
+    # The eager backend traces the same graph as any other; fullgraph raises if the trace breaks.
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, t, label), network(x, t, label))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 0}, "width = 0"),
+        ({"multipliers": []}, r"multipliers = \[\]"),
+        ({"attention_levels": [2]}, r"attention_levels = \[2\].*0\.\.1"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"head_channels": 12, "width": 20}, "40 channels are not divisible by 3 attention heads"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**settings)

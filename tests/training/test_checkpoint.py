@@ -1,0 +1,120 @@
+import lightning
+import pytest
+import torch
+from helpers import FewDigits, TinyNetwork, compile_without_code, digits, same_weights, tiny_module, trainer
+from torch import nn
+
+from lit_ddpm import DDPM, X0MSE, DiscretizedGaussian, KLWeighting, LogSNRSchedule, UNet, VParametrization
+from lit_ddpm.callbacks import EMA, Performance
+
+
+def saved(module, path="module.ckpt", data=None):
+    run = trainer(max_steps=1, max_epochs=-1)
+    run.fit(module, data or digits())
+    run.save_checkpoint(path)
+    return path
+
+
+class Mine(DDPM):
+    """A subclass with its own settings."""
+
+    def __init__(self, channels: int = 1, **kwargs):
+        super().__init__(network=TinyNetwork(channels, num_steps=20), **kwargs)
+
+
+def test_a_module_built_in_python_loads_weights_only():
+    network = UNet(width=16, num_blocks=1, attention_levels=[], multipliers=(1, 2))
+    module = tiny_module(
+        network=network, objective=X0MSE(KLWeighting()), variance="beta", decoder=DiscretizedGaussian(17)
+    )
+    path = saved(module)
+    torch.load(path, weights_only=True)
+    loaded = DDPM.load_from_checkpoint(path, weights_only=True)
+    assert same_weights(loaded, module)
+    assert loaded.denoiser.variance == "beta"
+    assert loaded.denoiser.schedule.num_steps == 20
+    assert isinstance(loaded.objective.weighting, KLWeighting)
+    assert loaded.sampler.chunk_size == 8
+    torch.testing.assert_close(loaded.sample(3, seed=1), module.sample(3, seed=1))
+
+
+def test_a_foreign_network_is_passed_when_loading():
+    module = tiny_module()
+    path = saved(module)
+    with pytest.raises(ValueError, match=r"does not fit the network \(saved without its network: pass them"):
+        DDPM.load_from_checkpoint(path, weights_only=True)
+    loaded = DDPM.load_from_checkpoint(path, weights_only=True, network=TinyNetwork(num_steps=20))
+    assert same_weights(loaded, module)
+    assert loaded.denoiser.schedule.num_steps == 20
+
+
+def test_a_loaded_module_knows_image_shape_and_levels():
+    loaded = DDPM.load_from_checkpoint(saved(tiny_module()), weights_only=True, network=TinyNetwork(num_steps=20))
+    assert loaded.image_shape == (1, 8, 8)
+    assert loaded.levels == 17
+    assert DDPM().levels == 256
+
+
+def test_a_subclass_loads_with_its_own_settings():
+    lightning.seed_everything(0, verbose=False)
+    module = Mine(channels=1, schedule=LogSNRSchedule(num_steps=20), parametrization=VParametrization())
+    loaded = Mine.load_from_checkpoint(saved(module), weights_only=True)
+    assert same_weights(loaded, module)
+    assert loaded.denoiser.schedule.num_steps == 20
+
+
+def test_weights_that_do_not_fit_are_named():
+    path = saved(tiny_module(network=UNet(width=16, num_blocks=1)))
+    with pytest.raises(
+        ValueError, match=r"weights differ, the first is denoiser\.network\S+, \[64, 16\] in .* and \[128, 32\]"
+    ):
+        trainer().test(tiny_module(network=UNet(width=32, num_blocks=1)), digits(), ckpt_path=path, weights_only=True)
+
+
+class Poison(lightning.Callback):
+    """Sets the weights to NaN after a step."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            with torch.no_grad():
+                module.denoiser.network.conv.weight.fill_(float("nan"))
+
+
+def test_nonfinite_weights_are_not_saved(tmp_path):
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1)
+    run = trainer(callbacks=[Poison(), checkpoints], limit_val_batches=0, enable_checkpointing=True)
+    with pytest.raises(FloatingPointError, match=r"1 weights are not finite after step 4, .*conv\.weight.*kept"):
+        run.fit(tiny_module(), digits())
+    (path,) = tmp_path.glob("*.ckpt")
+    assert torch.load(path, weights_only=True)["global_step"] == 4
+
+
+def test_compiled_and_plain_modules_share_checkpoints(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: (compiled.append(self), compile_without_code(self)))
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        return tiny_module(network=UNet(width=16, num_blocks=1, attention_levels=[]), **kwargs)
+
+    fast = {"compile": True, "channels_last": True}
+    bounds = {}
+    for name, settings, others in (("plain", {}, fast), ("fast", fast, {})):
+        path = tmp_path / f"{name}.ckpt"
+        run = trainer(max_steps=2, max_epochs=-1, callbacks=[EMA(0.9), Performance()])
+        run.fit(make(**settings), digits())
+        run.save_checkpoint(path)
+        checkpoint = torch.load(path, weights_only=True)
+        assert "_orig_mod" not in " ".join(checkpoint["state_dict"])
+        assert not set(fast) & set(checkpoint["hyper_parameters"])
+        for again in (settings, others):
+            module = DDPM.load_from_checkpoint(path, **again)
+            assert all(torch.equal(v, checkpoint["state_dict"][k]) for k, v in module.state_dict().items())
+            (found,) = trainer().test(module, FewDigits(), verbose=False)
+            bounds[name, again is settings] = found["test/bpd"]
+            weight = module.denoiser.network.conv_out.weight
+            assert weight.is_contiguous(memory_format=torch.channels_last) == bool(again)
+    assert len(compiled) == 3
+    for name in ("plain", "fast"):
+        assert bounds[name, True] == pytest.approx(bounds[name, False], abs=1e-5)
+    assert bounds["plain", True] == pytest.approx(bounds["fast", True], abs=1e-3)

@@ -1,0 +1,225 @@
+import math
+
+import lightning
+import pytest
+import torch
+from helpers import Recorder, VarianceNetwork, digits, fit, tiny_module, trainer
+from torch import nn
+
+from lit_ddpm import (
+    DDPM,
+    X0MSE,
+    DiscretizedGaussian,
+    EpsParametrization,
+    HybridObjective,
+    KLWeighting,
+    LogSNRSchedule,
+    PosteriorKL,
+    PredictionMSE,
+    UNet,
+    UniformTimesteps,
+    VParametrization,
+)
+from lit_ddpm.callbacks import EMA, SampleGrid
+from lit_ddpm.diffusion.objective import kl_forms, weight_on_x0_mse
+from lit_ddpm.training.evaluation import kl_metrics
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize(
+    "objective", [PosteriorKL(), X0MSE(), X0MSE(KLWeighting()), PredictionMSE()], ids=lambda o: type(o).__name__
+)
+def test_every_step_calls_the_network_once_and_logs_both_forms(objective, variance):
+    recorder = Recorder()
+    trainer(callbacks=recorder, max_steps=3, max_epochs=-1).fit(
+        tiny_module(objective=objective, variance=variance), digits()
+    )
+    assert len(recorder.inputs) == len(recorder.losses) == 3
+    assert set(recorder.logged) == {
+        "train/loss",
+        "train/kl",
+        "train/kl_from_x0_mse",
+        "train/form_gap",
+        "train/x0_mse",
+    }
+    assert recorder.logged["train/form_gap"] < 1e-9
+    assert recorder.logged["train/kl"] == pytest.approx(recorder.logged["train/kl_from_x0_mse"], rel=1e-6)
+
+
+def test_both_forms_use_timesteps_from_two():
+    module = tiny_module()
+    x_0 = torch.randint(0, 17, (4, 1, 8, 8)) / 8 - 1
+    for t, expected in (([1, 1, 1, 1], 0), ([1, 5, 1, 9], 4)):
+        pred = module.denoiser.predict(x_0, torch.tensor(t), torch.randn_like(x_0))
+        metrics = kl_metrics(module.denoiser, pred, torch.ones(4, dtype=torch.float64))
+        assert (0 if metrics is None else len(metrics.values)) == expected
+    later = module.denoiser.predict(x_0[[1, 3]], torch.tensor([5, 9]), pred.eps[[1, 3]])
+    assert float(metrics.values["train/kl"]) == pytest.approx(
+        float(PosteriorKL()(module.denoiser, later).mean()), rel=1e-5
+    )
+
+
+def test_noise_depends_on_batch_epoch_and_rank():
+    runs = []
+    for rank in (0, 0, 1):
+        recorder, module = Recorder(), tiny_module()
+        type(module).global_rank = property(lambda self, rank=rank: rank)
+        try:
+            trainer(callbacks=recorder, accumulate_grad_batches=2).fit(module, digits())
+        finally:
+            del type(module).global_rank
+        runs.append(recorder.inputs)
+    noises = [tuple(x[0].flatten().tolist()) for x in runs[0] + runs[2]]
+    assert len(runs[0]) == 8
+    assert len(set(noises)) == len(noises)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+
+
+def test_callbacks_do_not_change_training(tmp_path):
+    losses = []
+    for callbacks in ([], [EMA(0.9), SampleGrid(num_images=4)]):
+        recorder = Recorder()
+        net = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3)
+        fitting = trainer(callbacks=[recorder, *callbacks], limit_val_batches=1 if callbacks else 0)
+        lightning.seed_everything(0, verbose=False)
+        module = tiny_module(network=net)
+        torch.manual_seed(5)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.05)
+        fitting.fit(module, digits())
+        losses.append(recorder.losses)
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 8
+
+
+def test_the_decoder_follows_the_data():
+    module = tiny_module(objective=PosteriorKL())
+    trainer(max_steps=1, max_epochs=-1).fit(module, digits())
+    assert module.decoder.levels == 17
+    assert module.objective.decoder is module.decoder
+    assert module.image_shape == (1, 8, 8)
+
+
+def test_bad_settings_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_val_timesteps = 1"):
+        tiny_module(num_val_timesteps=1)
+    with pytest.raises(ValueError, match="image_shape is unknown until"):
+        tiny_module().sample(4)
+    with pytest.raises(ValueError, match=r"returned \[4, 2, 8, 8\] for images of \[4, 1, 8, 8\]"):
+        tiny_module(network=nn.Sequential()).denoiser.__class__(
+            Wide(), LogSNRSchedule(num_steps=20), VParametrization()
+        )(torch.zeros(4, 1, 8, 8), 3)
+
+
+class Wide(nn.Module):
+    def forward(self, x_t, t):
+        return torch.cat([x_t, x_t], dim=1)
+
+
+def test_images_outside_the_decoder_levels_are_refused():
+    recorder = Recorder()
+    loader = torch.utils.data.DataLoader(torch.rand(16, 1, 8, 8), batch_size=8)
+    with pytest.raises(ValueError, match="levels = 256 values"):
+        trainer(callbacks=recorder).fit(tiny_module(objective=PosteriorKL()), loader)
+    assert recorder.losses == []
+    trainer(callbacks=recorder, max_epochs=1).fit(tiny_module(objective=X0MSE()), loader)
+    assert len(recorder.losses) == 2
+
+
+def test_defaults_are_the_model_of_ho_et_al():
+    module = DDPM()
+    assert isinstance(module.denoiser.parametrization, EpsParametrization)
+    assert isinstance(module.objective, PredictionMSE)
+    assert module.denoiser.schedule.num_steps == 1000
+    assert module.configure_optimizers().param_groups[0]["lr"] == 2e-4
+
+
+def test_a_batch_may_be_a_tensor():
+    images = torch.randint(0, 256, (16, 1, 8, 8)) / 127.5 - 1
+    loader = torch.utils.data.DataLoader(images, batch_size=8)
+    run = trainer(max_epochs=1)
+    run.fit(tiny_module(), loader, loader)
+    assert torch.isfinite(run.callback_metrics["val/bpd"])
+
+
+def test_bf16_measures_the_same_kl_as_float32():
+    values = []
+    for precision in ("32-true", "bf16-mixed"):
+        recorder = Recorder()
+        torch.manual_seed(0)
+        net = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.0)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.1)
+        run = trainer(callbacks=recorder, precision=precision, max_steps=1, max_epochs=-1)
+        run.fit(tiny_module(network=net), digits())
+        values.append(recorder.logged)
+    assert values[1]["train/kl"] == pytest.approx(values[0]["train/kl"], rel=0.01)
+    assert values[1]["train/kl"] != values[0]["train/kl"]
+    assert values[1]["train/form_gap"] < 1e-9
+
+
+class GivenTimesteps(UniformTimesteps):
+    """Gives image i the same timestep for any batch size."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def sample(self, batch_size, num_steps, generator=None):
+        self.seen += batch_size
+        t = torch.arange(self.seen - batch_size, self.seen) % num_steps + 1
+        return t, torch.ones(batch_size, dtype=torch.float64)
+
+
+def test_accumulating_is_the_same_as_one_large_batch(monkeypatch):
+    """4 batches of 32 and one of 128, with the same timesteps and noise and without dropout."""
+    images = torch.randint(0, 17, (128, 1, 8, 8)) / 8 - 1
+    noise = torch.randn(128, 1, 8, 8)
+    weights = []
+    for accumulate in (1, 4):
+        left = iter(noise.split(128 // accumulate))
+        monkeypatch.setattr(torch, "randn_like", lambda x, left=left: next(left))
+        torch.manual_seed(0)
+        network = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.0)
+        module = tiny_module(
+            network=network,
+            timesteps=GivenTimesteps(),
+            decoder=DiscretizedGaussian(17),
+            objective=PosteriorKL(),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        )
+        before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+        run = trainer(max_epochs=1, accumulate_grad_batches=accumulate, limit_val_batches=0)
+        run.fit(module, torch.utils.data.DataLoader(images, batch_size=128 // accumulate))
+        assert run.global_step == 1
+        weights.append(nn.utils.parameters_to_vector(network.parameters()).detach())
+    change = weights[0] - before
+    assert float((weights[1] - weights[0]).norm() / change.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("objective", [HybridObjective(), PosteriorKL()], ids=lambda o: type(o).__name__)
+def test_a_learned_variance_trains_and_samples(objective):
+    module = tiny_module(network=VarianceNetwork(20), variance="learned", objective=objective)
+    run = trainer(max_epochs=1, limit_val_batches=1)
+    run.fit(module, digits())
+    assert math.isfinite(run.callback_metrics["val/bpd"])
+    assert "train/kl" in run.callback_metrics
+    assert "train/form_gap" not in run.callback_metrics  # the two forms differ
+    assert torch.isfinite(module.sample(3)).all()
+    assert module.objective.decoder.levels == 17
+
+
+def test_last_kl_is_the_kl_of_the_batch():
+    module = tiny_module()
+    fit(module=module, max_epochs=1)
+    module.train(False)
+    module.decoder = DiscretizedGaussian(17)
+    t = torch.tensor([1, 5, 20])
+    pred = module.denoiser.predict(torch.zeros(3, 1, 8, 8), t, torch.randn(3, 1, 8, 8))
+    metrics = kl_metrics(module.denoiser, pred, torch.ones(3))
+    assert metrics.t.tolist() == [5, 20]
+    assert torch.equal(metrics.kl, kl_forms(module.denoiser, pred.select(torch.tensor([1, 2])))[0])
+
+
+def test_x0_mse_weight_of_the_default_objective():
+    module = tiny_module()
+    assert len(weight_on_x0_mse(module.objective, module.denoiser)) == 19

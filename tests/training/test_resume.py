@@ -1,0 +1,156 @@
+"""An interrupted run resumes to the same weights."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from helpers import ROOT, digits, same_weights, tiny_module, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from benchmarks.kill import arguments
+from lit_ddpm import ImportanceTimesteps, StratifiedTimesteps, UNet
+from lit_ddpm.__main__ import main
+from lit_ddpm.callbacks import EMA
+
+
+def make():
+    torch.manual_seed(0)
+    return tiny_module(
+        network=UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3),
+        timesteps=ImportanceTimesteps(history=1),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=40),
+    )
+
+
+def flipped():
+    data = digits(batch_size=128)
+    data.flip = True
+    return data
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resuming_in_the_middle_of_an_epoch_is_the_same_run(tmp_path, accumulate):
+    """With averaged weights, dropout, flips, a learning-rate schedule, importance and accumulation."""
+    settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate, "enable_checkpointing": True}
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, full = make(), trainer(callbacks=[EMA(0.9), every], **settings)
+    full.fit(whole, flipped())
+    steps = sorted(int(path.stem.removeprefix("step=")) for path in tmp_path.glob("*.ckpt"))
+    per_epoch = -(-9 // accumulate)
+    assert steps == list(range(1, 3 * per_epoch + 1))
+    for step in (1, per_epoch + 2, 2 * per_epoch):
+        resumed = make()
+        again = trainer(callbacks=[EMA(0.9)], **{**settings, "enable_checkpointing": False})
+        path = tmp_path / f"step={step}.ckpt"
+        again.fit(resumed, flipped(), ckpt_path=path, weights_only=True)
+        assert again.global_step == full.global_step
+        assert same_weights(whole, resumed), step
+        assert same_weights(full.callbacks[0]._average_model, again.callbacks[0]._average_model), step
+        if step % per_epoch:  # from an epoch's last step Lightning resumes without that epoch's validation
+            assert full.callback_metrics["val/bpd"] == again.callback_metrics["val/bpd"]
+        assert torch.equal(whole.timesteps._losses, resumed.timesteps._losses)
+
+
+def test_max_steps_resumes_from_the_end_of_an_epoch(tmp_path):
+    """Lightning itself would shuffle for another epoch than the one it trains."""
+    every = ModelCheckpoint(tmp_path, filename="{step}", save_on_train_epoch_end=True, save_top_k=-1)
+    whole, resumed = make(), make()
+    trainer(max_steps=24, max_epochs=-1, callbacks=[EMA(0.9), every], enable_checkpointing=True).fit(whole, flipped())
+    again = trainer(max_steps=24, max_epochs=-1, callbacks=[EMA(0.9)])
+    again.fit(resumed, flipped(), ckpt_path=tmp_path / "step=9.ckpt", weights_only=True)
+    assert again.global_step == 24
+    assert same_weights(whole, resumed)
+
+
+def test_killed_fits_end_with_the_same_weights():
+    """Three of the fifty kills of `benchmarks.kill`, on one process and on two."""
+    command = [sys.executable, "-m", "benchmarks.kill", "--kills", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "3 of 3 killed fits ended bit-equal" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_terminated_fit_saves_a_checkpoint(capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    small = [argument for argument in arguments(Path("run"), 1) if "callbacks" not in argument]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([*small, "--trainer.callbacks+=helpers.Terminate"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 143
+    assert "terminated; resume with --ckpt_path" in capsys.readouterr().err
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+class Interrupt(lightning.Callback):
+    """Stops after a backward pass, before the optimizer step."""
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step == 13:
+            raise SystemExit(143)
+
+
+def test_an_interrupted_fit_resumes_with_the_same_batch(tmp_path):
+    whole = make()
+    trainer(max_epochs=3, callbacks=[EMA(0.9)]).fit(whole, flipped())
+    last = ModelCheckpoint(tmp_path, filename="last", save_on_exception=True)
+    run = trainer(max_epochs=3, callbacks=[EMA(0.9), last, Interrupt()], enable_checkpointing=True)
+    with pytest.raises(SystemExit):
+        run.fit(make(), flipped())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 13
+    resumed = make()
+    run = trainer(max_epochs=3, callbacks=[EMA(0.9)])
+    run.fit(resumed, flipped(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert same_weights(whole, resumed)
+
+
+def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        network = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3)
+        return tiny_module(
+            network=network,
+            timesteps=StratifiedTimesteps(),
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=20),
+        )
+
+    whole = make()
+    full = trainer(max_epochs=3, callbacks=[EMA(0.9)])
+    full.fit(whole, digits())
+    first = trainer(max_epochs=2, callbacks=[EMA(0.9)], enable_checkpointing=True)
+    first.fit(make(), digits())
+    checkpoint = first.checkpoint_callback.best_model_path
+    second, resumed = trainer(max_epochs=3, callbacks=[EMA(0.9)]), make()
+    second.fit(resumed, digits(), ckpt_path=checkpoint, weights_only=True)
+    assert same_weights(whole, resumed)
+    assert same_weights(full.callbacks[0]._average_model, second.callbacks[0]._average_model)
+    # The third validation samples by the second moments of the second; validating a checkpoint uses those saved in it.
+    assert full.callback_metrics["val/bpd"] == second.callback_metrics["val/bpd"]
+    (again,) = trainer().validate(make(), digits(), checkpoint, verbose=False, weights_only=True)
+    assert again["val/bpd"] == pytest.approx(float(first.callback_metrics["val/bpd"]), abs=1e-6)
+    state = whole.evaluator.state_dict()
+    assert state["initial_moment"] is not None
+    assert not torch.equal(state["initial_moment"], state["found_moment"])
+
+
+def test_resuming_restores_the_importance_of_timesteps():
+    def module():
+        return tiny_module(timesteps=ImportanceTimesteps(history=2))
+
+    whole = module()
+    trainer(max_epochs=4, limit_val_batches=0).fit(whole, digits())
+    half = module()
+    run = trainer(max_epochs=2, limit_val_batches=0, enable_checkpointing=True)
+    run.fit(half, digits())
+    checkpoint = run.checkpoint_callback.best_model_path
+    rest = module()
+    trainer(max_epochs=4, limit_val_batches=0).fit(rest, digits(), ckpt_path=checkpoint, weights_only=True)
+    assert torch.equal(rest.timesteps._losses, whole.timesteps._losses)
+    assert torch.equal(rest.timesteps._counts, whole.timesteps._counts)
+    assert int(whole.timesteps._counts.sum()) == 16 * 256
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name])
