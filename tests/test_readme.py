@@ -20,7 +20,7 @@ def test_the_two_commands_are_the_first_block():
 
 
 def test_the_subclass_runs_from_command_line_and_python(monkeypatch, tmp_path):
-    subclass, script, _ = BLOCKS
+    _, _, subclass, script = BLOCKS
     (tmp_path / "mine.py").write_text(subclass)
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--model.width=8", "--data.eval_batch_size=360"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -43,9 +43,13 @@ def test_the_subclass_runs_from_command_line_and_python(monkeypatch, tmp_path):
     assert list(tmp_path.rglob("ledger.json"))
 
 
-def test_the_mathematics_runs(capsys):
-    exec(BLOCKS[2], {})
-    assert "bits/dim" in capsys.readouterr().out
+def test_the_first_program_runs_without_lightning():
+    first, second = BLOCKS[:2]
+    assert len([line for line in first.split("\n\n")[1].splitlines() if line.strip()]) == 10
+    program = "import sys\nsys.modules['lightning'] = None  # importing it raises\n" + first + second
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "bits/dim" in done.stdout
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs)/[\w/.]+\w", README))))

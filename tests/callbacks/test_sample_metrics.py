@@ -79,8 +79,8 @@ def test_every_result_has_its_protocol(caplog):
     }
     assert {f"sample/{name}_digits" for name in record["metrics"]} == KEYS
     assert (
-        "draws 70 images in the first validation and every 1 epochs: 3 chunks of 32, 5 network calls for each image, 480"
-        in (caplog.text)
+        "draws 70 images in the first validation and every 1 epochs: 3 chunks of 32, 5 network calls for each image, "
+        "480" in (caplog.text)
     )
     assert (
         caplog.text.count("AncestralSampler with 5 steps, averaged weights") == 2

@@ -10,7 +10,7 @@ from lit_ddpm.__main__ import main
         (["kl", "kll"], "objective 'kll' is neither one of kl, x0_mse, simple, min_snr nor the path of an overlay"),
         (["kl", "kl"], "two arms have the name 'kl'"),
         (["kl", "overlays/kl.yaml"], "two arms have the name 'kl'"),
-        (["kl", "overlays/none.yaml"], "the overlay overlays/none.yaml of objectives is not there"),
+        (["kl", "overlays/none.yaml"], "the overlay overlays/none.yaml of objectives does not exist"),
         ([], "objectives is empty"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_streamed_folder_can_be_evaluated():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda: Path("images/class_0/bad.png").write_bytes(b"no image"), r"class_0/bad.png is no image that can be"),
+        (lambda: Path("images/class_0/bad.png").write_bytes(b"no image"), r"class_0/bad.png is not a readable image"),
         (lambda: Image.new("P", (8, 10)).save("images/class_0/bad.png"), r"class_0/bad.png has mode P .*convert it"),
         (lambda: Image.new("RGBA", (8, 10)).save("images/class_0/bad.png"), r"class_0/bad.png has mode RGBA"),
         (lambda: Image.new("I;16", (8, 10)).save("images/class_0/bad.png"), r"class_0/bad.png has mode I;16"),
@@ -53,7 +53,7 @@ def test_a_streamed_folder_can_be_evaluated():
             lambda: Image.new("RGB", (8, 11)).save("images/class_0/bad.png"),
             r"image_size = None .*8x10 .*8x11.*set image",
         ),
-        (lambda: Image.new("RGB", (8, 10)).save("images/bad.png"), r"bad.png lies beside the folder class_0"),
+        (lambda: Image.new("RGB", (8, 10)).save("images/bad.png"), r"bad.png is next to the folder class_0"),
     ],
 )
 def test_an_unusable_image_is_named_in_setup(capsys, spoil, message):

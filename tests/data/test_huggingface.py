@@ -42,12 +42,12 @@ def test_a_missing_hugging_face_dataset_is_one_sentence(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface, "load_dataset", offline)
-    with pytest.raises(ValueError, match=r"path = set is no set on disk, and none that the hub gives \(no network\)"):
+    with pytest.raises(ValueError, match=r"path = set is neither a dataset directory nor .* Hub \(no network\)"):
         hugging_face().setup("fit")
     huggingface.DatasetDict(train=huggingface.Dataset.from_dict(rows())).save_to_disk("set")
     with pytest.raises(ValueError, match=r"split = 'dev' is not in set: it has train"):
         hugging_face(split="dev").setup("fit")
-    with pytest.raises(ValueError, match=r"image_column = 'image' is no column of set: it has picture, digit"):
+    with pytest.raises(ValueError, match=r"image_column = 'image' is not a column of set: it has picture, digit"):
         hugging_face(image_column="image").setup("fit")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs datasets: pip install \"lit-ddpm\[huggingface\]\""):

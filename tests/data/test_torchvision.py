@@ -43,12 +43,12 @@ def test_a_missing_dataset_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     for name in ("MNIST", "CIFAR10"):
-        with pytest.raises(ValueError, match=rf"{name} is not in root = nowhere .*cannot be downloaded"):
+        with pytest.raises(ValueError, match=rf"{name} is missing or damaged in root = nowhere, and was not downloaded"):
             TorchvisionDataModule(name, root="nowhere").prepare_data()
-        with pytest.raises(ValueError, match=rf"{name} is not in root = nowhere"):
+        with pytest.raises(ValueError, match=rf"{name} is missing or damaged in root = nowhere"):
             TorchvisionDataModule(name, root="nowhere", download=False).splits()
-    with pytest.raises(ValueError, match="dataset = 'SVHN' must be MNIST"):
+    with pytest.raises(ValueError, match="dataset = 'SVHN' of TorchvisionDataModule must be one of MNIST"):
         TorchvisionDataModule("SVHN")
     args = ["fit", "--data=lit_ddpm.data.TorchvisionDataModule", "--data.dataset=MNIST", "--data.root=nowhere"]
-    assert "MNIST is not in root = nowhere" in error_of(capsys, args)
+    assert "MNIST is missing or damaged in root = nowhere" in error_of(capsys, args)
     assert "data" in error_of(capsys, [*args[:2], "--data.dataset=EMNIST"])

@@ -17,7 +17,7 @@ from lit_ddpm import (
     q_marginal,
     variational_bound,
 )
-from lit_ddpm.diffusion.bound import smooth_rms, noise_variance
+from lit_ddpm.diffusion.bound import noise_variance, smooth_rms
 
 TAU2 = 0.25
 

@@ -1,6 +1,13 @@
 import pytest
 import torch
-from helpers import COMBINATIONS, PARAMETRIZATIONS, TinyNetwork, VarianceNetwork, learned_variance_denoiser
+from helpers import (
+    COMBINATIONS,
+    PARAMETRIZATIONS,
+    TinyNetwork,
+    VarianceNetwork,
+    learned_variance_denoiser,
+    tiny_denoiser,
+)
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -18,10 +25,12 @@ from lit_ddpm import (
     PosteriorKL,
     PredictionMSE,
     SNRWeighting,
+    UniformTimesteps,
     UniformWeighting,
     VParametrization,
     X0Parametrization,
     kl_weight,
+    training_loss,
 )
 from lit_ddpm.diffusion.gaussian import q_posterior
 from lit_ddpm.diffusion.objective import kl_forms, weight_on_x0_mse
@@ -214,3 +223,37 @@ def test_x0_mse_weight_of_each_objective(parametrization, variance):
         expected[PredictionMSE()] = 1 / schedule.one_minus_alpha_bar(t)
     for objective, weight in expected.items():
         assert torch.allclose(weight_on_x0_mse(objective, denoiser), weight, rtol=1e-7), type(objective).__name__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_loss_is_the_weighted_mean_of_the_objective(dtype):
+    class Fixed(UniformTimesteps):
+        def sample(self, batch_size, num_steps, generator=None):
+            return torch.tensor([2, 5, 9, 20]), torch.tensor([0.5, 1.0, 2.0, 0.5], dtype=torch.float64)
+
+    denoiser = tiny_denoiser().to(dtype)
+    x_0 = torch.rand(4, 1, 4, 4, dtype=dtype) * 2 - 1
+    torch.manual_seed(3)
+    result = training_loss(denoiser, x_0, X0MSE(KLWeighting()), Fixed())
+    torch.manual_seed(3)
+    pred = denoiser.predict(x_0, torch.tensor([2, 5, 9, 20]), torch.randn_like(x_0))
+    losses = kl_weight(denoiser.schedule, pred.t) * ((pred.x0_hat - x_0).double() ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(result.losses, losses, rtol=1e-5, atol=0)
+    expected = (torch.tensor([0.5, 1.0, 2.0, 0.5]) * losses).mean()
+    assert float(result.loss) == pytest.approx(float(expected), rel=1e-5)
+    assert result.loss.dtype == torch.float32
+    result.loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in denoiser.parameters())
+
+
+def test_training_loss_defaults_to_l_simple():
+    denoiser, x_0 = tiny_denoiser(), torch.rand(4, 1, 4, 4)
+    torch.manual_seed(0)
+    default = training_loss(denoiser, x_0).loss
+    torch.manual_seed(0)
+    assert torch.equal(default, training_loss(denoiser, x_0, PredictionMSE(), UniformTimesteps()).loss)
+
+
+def test_training_loss_refuses_integers():
+    with pytest.raises(TypeError, match=r"x_0 must be floating point, .*; its dtype is torch.uint8"):
+        training_loss(tiny_denoiser(), torch.zeros(2, 1, 4, 4, dtype=torch.uint8))

@@ -8,7 +8,7 @@ from helpers import Malicious, sha256
 from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from benchmarks.memory import random_inception
+from benchmarks.common.metrics import random_inception
 from lit_ddpm.data import to_uint8
 from lit_ddpm.metrics.features import extract
 from lit_ddpm.metrics.fid import RealStatistics, sample_metrics

@@ -68,7 +68,7 @@ def test_max_steps_resumes_from_the_end_of_an_epoch(tmp_path):
 
 def test_killed_fits_end_with_the_same_weights():
     """Three of the fifty kills of `benchmarks.kill`, on one process and on two."""
-    command = [sys.executable, "-m", "benchmarks.kill", "--kills", "3"]
+    command = [sys.executable, "-m", "benchmarks", "kill", "--kills", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "3 of 3 killed fits ended bit-equal" in done.stdout, done.stdout + done.stderr
 
