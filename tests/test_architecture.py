@@ -1,6 +1,7 @@
 """Imports run one way, and the mathematics works without Lightning."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,21 @@ except ImportError:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "only DDPM needs Lightning", done.stderr
+
+
+def test_callbacks_use_public_attributes_of_the_module_and_write_none():
+    for path in (PACKAGE / "callbacks").glob("*.py"):
+        for line in path.read_text().splitlines():
+            assert not re.search(r"\b(pl_)?module\._(?!_)", line), (path, line)
+            assert not re.search(r"\b(pl_)?module\.\w+ = ", line), (path, line)
+
+
+def test_no_constructor_is_wrapped_and_no_frame_inspected():
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"currentframe|_getframe|__init_subclass__|__init__ = ", path.read_text()), path
+
+
+def test_files_stay_small():
+    """One room, one purpose; a file that outgrows this should be split."""
+    lengths = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}

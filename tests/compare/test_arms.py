@@ -7,10 +7,10 @@ from lit_ddpm.__main__ import main
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
-        (["kl", "kll"], "objective 'kll' is neither one of kl, x0_mse, simple, min_snr nor the path of an overlay"),
+        (["kl", "kll"], "objective 'kll' is neither one of kl, x0_mse, simple, min_snr nor an existing file"),
         (["kl", "kl"], "two arms have the name 'kl'"),
         (["kl", "overlays/kl.yaml"], "two arms have the name 'kl'"),
-        (["kl", "overlays/none.yaml"], "the overlay overlays/none.yaml of objectives does not exist"),
+        (["kl", "overlays/none.yaml"], "objective 'overlays/none.yaml' is neither one of"),
         ([], "objectives is empty"),
     ],
 )

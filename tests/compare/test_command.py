@@ -98,7 +98,7 @@ def test_a_resumed_comparison_is_the_same(finished, monkeypatch, tmp_path):
     assert (tmp_path / "runs" / "kl" / "seed_0" / "ledger.json").stat().st_mtime_ns == before
     assert without_timing(tmp_path / "runs") == without_timing(finished)
     assert found.columns()["bits/dim"]["kl"].mean == float(rows(finished)["kl"]["bits/dim"])
-    with pytest.raises(ValueError, match="seed_0 holds a run of another configuration"):
+    with pytest.raises(ValueError, match="seed_0 contains a run of another configuration"):
         compare(
             [DIGITS_CONFIG],
             COMPARED_OBJECTIVES,

@@ -43,7 +43,7 @@ def test_a_missing_dataset_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     for name in ("MNIST", "CIFAR10"):
-        with pytest.raises(ValueError, match=rf"{name} is missing or damaged in root = nowhere, and was not downloaded"):
+        with pytest.raises(ValueError, match=rf"{name} is missing or damaged .* = nowhere, and was not downloaded"):
             TorchvisionDataModule(name, root="nowhere").prepare_data()
         with pytest.raises(ValueError, match=rf"{name} is missing or damaged in root = nowhere"):
             TorchvisionDataModule(name, root="nowhere", download=False).splits()

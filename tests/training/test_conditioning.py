@@ -83,6 +83,6 @@ def test_labels_that_do_not_fit_are_refused(capsys):
     ):
         trainer().fit(tiny_module(network=LabelledNetwork(7)), digits())
     message = error_of(capsys, [*FIT_DIGITS, "--model.guidance=3"])
-    assert "guidance = 3.0 needs a network with labels: num_classes of UNet is None" in message
+    assert "guidance = 3.0 needs a class-conditional network: num_classes of UNet is None" in message
     message = error_of(capsys, [*FIT_CONDITIONAL_DIGITS, "--model.network.num_classes=4"])
     assert "num_classes = 4 of UNet does not fit DigitsDataModule, which has 10 classes" in message
