@@ -1,8 +1,4 @@
-"""Plain data that describes an object, from which it can be built again.
-
-A checkpoint loads with ``weights_only=True``: numbers, strings and containers, but no pickled objects. `as_config`
-writes an object in the ``class_path`` / ``init_args`` form of the command line.
-"""
+"""Objects as plain data, so that a checkpoint loads with ``weights_only=True`` and contains no pickled objects."""
 
 import inspect
 import sys
@@ -12,10 +8,7 @@ from torch import Tensor
 
 
 class Configurable:
-    """A class whose instances keep each constructor argument as an attribute of the same name.
-
-    Dataclasses do so by themselves, and so does any other class that follows this convention of scikit-learn.
-    """
+    """A class whose instances keep each constructor argument as an attribute of the same name, as dataclasses do."""
 
 
 def public_path(kind: type) -> str | None:
@@ -29,7 +22,7 @@ def public_path(kind: type) -> str | None:
 
 
 def as_config(value: Any) -> Any:
-    """Returns plain data for `value`: numbers, strings, lists, dicts and nested ``class_path`` entries.
+    """Returns `value` as numbers, strings, lists and dicts, with objects in the command line's ``class_path`` form.
 
     Raises:
         TypeError: If `value` contains an object that is neither plain data nor a `Configurable` of an importable class.

@@ -12,9 +12,6 @@ class DDPMCallback(Callback):
 
     Args:
         every_n_epochs: How often the callback is due, see `is_due`.
-
-    Raises:
-        ValueError: If `every_n_epochs` is less than 1; in `setup`, if the module is not a `DDPM`.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
@@ -32,7 +29,7 @@ class DDPMCallback(Callback):
         return pl_module
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Returns whether the current validation is one to act on: in ``validate`` and every n-th epoch of a fit."""
+        """Returns whether to act in the current validation: in ``validate``, and every n-th epoch of a fit."""
         if trainer.sanity_checking:
             return False
         return trainer.state.fn == "validate" or (trainer.current_epoch + 1) % self.every_n_epochs == 0

@@ -3,6 +3,7 @@
 import csv
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
@@ -35,9 +36,6 @@ class ELBOProfile(DDPMCallback):
 
     Args:
         every_n_epochs: Plot in the validation of every n-th epoch; ``validate`` and ``test`` always plot.
-
-    Raises:
-        ValueError: If `every_n_epochs` is less than 1.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
@@ -48,32 +46,29 @@ class ELBOProfile(DDPMCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = self.ddpm(pl_module)
         self._training_kl = None
-        parts = {
-            "objective": module.objective,
-            "parametrization": module.denoiser.parametrization,
-            "schedule": module.denoiser.schedule,
-        }
-        names = {key: type(part).__name__ for key, part in parts.items()}
         weighting = getattr(module.objective, "weighting", None)  # of X0MSE, or of a user's objective
-        names["weighting"] = type(weighting).__name__ if weighting is not None else "none"
+        names = {
+            "objective": type(module.objective).__name__,
+            "parametrization": type(module.denoiser.parametrization).__name__,
+            "schedule": type(module.denoiser.schedule).__name__,
+            "weighting": type(weighting).__name__ if weighting is not None else "none",
+        }
         log_config(trainer, {"names": names})
         summarize(trainer, "val/bpd", "min")
         label = names["objective"] + (f", {names['weighting']}" if weighting is not None else "")
         path = RunDirectory.of_trainer(trainer).profile / "objective_weights.png"
-        if trainer.is_global_zero:
-            log_image(trainer, "objective_weights", plots.plot_weights(*_weights(module), label), path, label)
+        log_image(trainer, "objective_weights", plots.plot_weights(*_weights(module), label), path, label)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         module = self.ddpm(pl_module)
-        if (last := module.last_kl) is None:
-            return
         if self._training_kl is None:
             self._training_kl = _zeros(module)
-        values = torch.stack([last.kl, torch.ones_like(last.kl)])
-        self._training_kl.index_add_(1, (last.t - 2).to(last.kl.device), values)
+        if (last := module.last_kl) is not None:
+            values = torch.stack([last.kl, torch.ones_like(last.kl)])
+            self._training_kl.index_add_(1, (last.t - 2).to(last.kl.device), values)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,9 +83,8 @@ class ELBOProfile(DDPMCallback):
         report = module.evaluator.last_report
         assert report is not None
         training_kl = self._training_kl if self._training_kl is not None else _zeros(module)
-        if trainer.world_size > 1:
-            training_kl = trainer.strategy.reduce(training_kl, reduce_op="sum")
         self._training_kl = None
+        training_kl = trainer.strategy.reduce(training_kl, reduce_op="sum")
         directory = RunDirectory.of_trainer(trainer).profile
         if not trainer.is_global_zero:
             return
@@ -106,7 +100,7 @@ class ELBOProfile(DDPMCallback):
         caption = f"step {step}, {report.num_images} images, {report.num_calls} network calls for each image"
         for name, image in images.items():
             log_image(trainer, f"{split}/{name}", image, directory / f"{split}_{name}_{step:07d}.png", caption)
-        rows = torch.tensor([column.tolist() for column in table.values()], dtype=torch.float64).T.tolist()
+        rows = np.stack(list(table.values()), axis=1).tolist()
         log_table(trainer, f"{split}/elbo_profile", list(table), rows)
         with (directory / f"{split}_elbo_profile_{step:07d}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([list(table), *rows])

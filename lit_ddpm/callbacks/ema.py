@@ -28,8 +28,7 @@ class EMA(WeightAveraging):
         raw_bound: Log the bound of the raw weights too, as ``val/bpd_raw``; a validation takes twice as long.
 
     Raises:
-        ValueError: If `decay` is out of range, or the strategy shards the weights; Lightning's averaging does not
-            support sharding.
+        ValueError: In `setup`, if the strategy shards the weights, which Lightning's averaging does not support.
     """
 
     def __init__(self, decay: float = 0.9999, raw_bound: bool = False) -> None:
@@ -72,7 +71,7 @@ class EMA(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Averages after an optimizer step: all weights at once, without a synchronization."""
+        # Lightning's own update reads a tensor on the device and collects the parameters at every step.
         average, step = self._average_model, trainer.global_step
         if average is None or step <= self._latest_update_step or not self.should_update(step_idx=step - 1):
             return

@@ -1,6 +1,5 @@
 """Images, tables and configurations for the loggers; the only module that distinguishes W&B from TensorBoard."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ def _x_axis(trainer: Trainer) -> int:
 
 
 def log_image(trainer: Trainer, key: str, image: Image.Image, path: Path, caption: str) -> None:
-    """Writes an image to `path`, with the caption as metadata, and sends it to the loggers that accept images."""
+    """Writes an image to `path` on rank 0, with the caption as metadata, and sends it to the loggers for images."""
+    if not trainer.is_global_zero:
+        return
     info = PngInfo()
     info.add_text("Description", caption)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,11 +40,11 @@ def log_image(trainer: Trainer, key: str, image: Image.Image, path: Path, captio
             logger.log_image(key, [image], _x_axis(trainer), caption=[caption])
 
 
-def log_table(trainer: Trainer, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Sends a table to W&B; other loggers do not accept tables."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table(key, list(columns), [list(row) for row in rows], step=_x_axis(trainer))
+            logger.log_table(key, columns, rows, step=_x_axis(trainer))
 
 
 def summarize(trainer: Trainer, key: str, best: str) -> None:

@@ -26,17 +26,19 @@ class Performance(DDPMCallback):
     def __init__(self) -> None:
         super().__init__()
         self._hooks: list[RemovableHandle] = []
-        self._timed = False
+        self._timed = False  # whether the current batch is timed
+        self._marks: list[float] = []  # the start of the batch, then the start and end of each pass
         self._batch_size = 0  # of the last network call
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = self.ddpm(pl_module).denoiser.network
+        self._device = pl_module.device
         self._hooks = [
-            network.register_forward_pre_hook(lambda _, args: self._enter(pl_module, len(args[0]))),
-            network.register_forward_hook(lambda *_: self._mark(pl_module)),
+            network.register_forward_pre_hook(lambda _, args: self._enter(len(args[0]))),
+            network.register_forward_hook(lambda *_: self._mark()),
         ]
-        self._restart(pl_module)
+        self._restart()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,24 +52,7 @@ class Performance(DDPMCallback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._restart(pl_module)
-
-    def _restart(self, module: LightningModule) -> None:
-        self._images, self._since = 0, self._now(module)
-        self._marks = [self._since]
-
-    def _now(self, module: LightningModule) -> float:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        return time.perf_counter()
-
-    def _enter(self, module: LightningModule, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._mark(module)
-
-    def _mark(self, module: LightningModule) -> None:
-        if self._timed:
-            self._marks.append(self._now(module))
+            self._restart()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -75,11 +60,11 @@ class Performance(DDPMCallback):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._mark(pl_module)
+        self._mark()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark(pl_module)
+        self._mark()
 
     @override
     def on_train_batch_end(
@@ -88,18 +73,35 @@ class Performance(DDPMCallback):
         every = _every(trainer)
         self._images += self._batch_size
         if self._timed and trainer.global_step % every == 0:
-            now, marks = self._now(pl_module), self._marks
+            now, marks = self._now(), self._marks
             inside = sum(end - start for start, end in zip(marks[1::2], marks[2::2], strict=True))
             values = {
                 "perf/images_per_s": self._images * trainer.world_size / (now - self._since),
                 "perf/outside_network": 1 - inside / (now - marks[0]),
             }
-            if (peak := _peak_memory(pl_module.device)) is not None:
+            if (peak := _peak_memory(self._device)) is not None:
                 values["perf/peak_memory_gib"] = peak / 2**30
             pl_module.log_dict(values)
-            self._restart(pl_module)
+            self._restart()
         elif (trainer.global_step + 1) % every == 0:
-            self._marks = [self._now(pl_module)]
+            self._marks = [self._now()]
+
+    def _restart(self) -> None:
+        self._images, self._since = 0, self._now()
+        self._marks = [self._since]
+
+    def _enter(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._timed:
+            self._marks.append(self._now())
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def _every(trainer: Trainer) -> int:

@@ -59,15 +59,9 @@ def profile_table(
 ) -> Table:
     """Returns the bound by timestep, t = 2..T in at most `BUCKETS` buckets.
 
-    Args:
-        report: The report of a validation or test.
-        training: The sum of the KL terms of the training batches at each t, in the unit of the report, and their count.
-        weight: The objective's weight on the x0-MSE at each t.
-        kl_weight: The KL's weight on the x0-MSE at each t.
-
-    Returns:
-        Columns of equal length: ``t`` (the middle of a bucket), ``kl`` (one term), ``kl_training``, ``rate`` (the
-        cumulative bound from T down to t), ``rmse`` (of x0_hat), ``weight`` and ``kl_weight``.
+    The columns are ``t`` (the middle of a bucket), ``kl`` (one term), ``kl_training``, ``rate`` (the cumulative bound
+    from T down to t), ``rmse`` (of x0_hat), ``weight`` and ``kl_weight`` (on the x0-MSE, of the objective and the KL).
+    `training` has the sum of the training batches' KL terms at each t, in the unit of the report, and their count.
     """
     profile, visits = np.array(report.profile), np.array(report.visits[1:], float)
     ones = np.ones_like(profile)

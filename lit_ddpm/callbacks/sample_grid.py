@@ -40,9 +40,6 @@ class SampleGrid(DDPMCallback):
         every_n_epochs: Draw in the validation of every n-th epoch, and at the end of training.
         seed: The seed of the images.
         sampler: The sampler; the module's own if None.
-
-    Raises:
-        ValueError: If a number is too small; in `setup`, if the sampler has more steps than the schedule.
     """
 
     def __init__(
@@ -62,16 +59,12 @@ class SampleGrid(DDPMCallback):
         self.num_trajectories = num_trajectories
         self.seed = seed
         self.sampler = sampler
-        self._last_step = -1
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        module = self.ddpm(pl_module)
-        (self.sampler or module.sampler).timesteps(module.denoiser.schedule)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = -1
+        if self.sampler is not None:
+            self.sampler.timesteps(self.ddpm(pl_module).denoiser.schedule)  # refuses more steps than T
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,38 +83,32 @@ class SampleGrid(DDPMCallback):
         sampler = shortened(trainer, self.sampler or module.sampler)
         num_images = min(self.num_images, sampler.chunk_size) if is_fast_dev_run(trainer) else self.num_images
         chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
-        trajectories: Tensor | None = None
-        if self.num_trajectories:
-            with trainer.precision_plugin.forward_context():
-                trajectories, times = draw_trajectories(module, sampler, self.num_trajectories, self.seed)
         directory = RunDirectory.of_trainer(trainer).samples
-        if not trainer.is_global_zero:
-            return
         num_steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
         guidance = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
         caption = f"step {step}, {type(sampler).__name__} with {num_steps} steps, seed {self.seed}{guidance}"
         grid = image_grid(to_uint8(torch.cat(chunks), module.levels), self.columns or module.num_classes or 8)
         log_image(trainer, "sample/grid", to_pil_image(grid), directory / f"step_{step:07d}.png", caption)
-        if trajectories is not None:
-            grid = image_grid(to_uint8(trajectories, module.levels), len(times))
-            path = directory / f"trajectory_{step:07d}.png"
+        if self.num_trajectories:
+            with trainer.precision_plugin.forward_context():
+                images, times = draw_trajectories(module, sampler, self.num_trajectories, self.seed)
+            grid = image_grid(to_uint8(images, module.levels), len(times))
             caption += f", x_t above x0_hat at t = {', '.join(map(str, times))}"
+            path = directory / f"trajectory_{step:07d}.png"
             log_image(trainer, "sample/trajectory", to_pil_image(grid), path, caption)
 
 
 def draw_trajectories(module: DDPM, sampler: Sampler, num_images: int, seed: int) -> tuple[Tensor, list[int]]:
     """Draws images and keeps x_t and x0_hat at up to ten evenly spaced times.
 
-    Returns:
-        For each image its x_t and then its x0_hat at those times, ``[num_images * 2 * times, C, H, W]``; and the times
-        in decreasing order.
+    Returns for each image its x_t and then its x0_hat at those times, ``[num_images * 2 * times, C, H, W]``; and the
+    times in decreasing order.
     """
     denoiser = module.sampling_denoiser
     cond = {key: value.to(module.device) for key, value in module.sample_cond(torch.arange(num_images)).items()}
     timesteps = sampler.timesteps(denoiser.schedule)[:-1]
-    times = [
-        timesteps[round(i)] for i in torch.linspace(0, len(timesteps) - 1, min(NUM_TIMES, len(timesteps))).tolist()
-    ]
+    columns = torch.linspace(0, len(timesteps) - 1, min(NUM_TIMES, len(timesteps))).tolist()
+    times = [timesteps[round(i)] for i in columns]
     generator = keyed_generator("trajectory", seed)
     x_T = standard_normal((num_images, *(module.image_shape or ())), generator, module.device)
     with evaluating(denoiser):

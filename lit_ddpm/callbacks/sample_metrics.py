@@ -1,4 +1,4 @@
-"""FID, KID and IS during training and in testing."""
+"""FID, KID and IS, during training and in testing."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,18 +6,17 @@ from pathlib import Path
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm.callbacks.base import DDPMCallback
-from lit_ddpm.callbacks.features import generated_features, num_features_of, real_statistics
+from lit_ddpm.callbacks.features import FeatureExtraction
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
-from lit_ddpm.callbacks.protocol import MetricsProtocol, weights_in_use
 from lit_ddpm.diffusion.sampler import Sampler
-from lit_ddpm.metrics.features import ExtractorInfo
-from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
+from lit_ddpm.metrics.fid import sample_metrics
 from lit_ddpm.metrics.inception import InceptionFeatures
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
@@ -25,13 +24,33 @@ from lit_ddpm.training.sampling import is_fast_dev_run, shortened
 
 
 @dataclass(frozen=True)
-class _Measurement:
-    """Everything that a command needs to measure its samples."""
+class MetricsProtocol:
+    """How FID, KID and IS are measured; values of different protocols are not comparable."""
 
-    info: ExtractorInfo
-    real: RealStatistics
-    sampler: Sampler
-    protocol: MetricsProtocol
+    extractor: str  # its name, and the first digits of the SHA-256 of its class and weights
+    resize: str  # how the extractor resizes images
+    num_generated: int
+    num_real: int
+    real: str  # the source of the real images
+    sampler: str
+    num_steps: int  # reverse steps for an image
+    guidance: float  # the scale of classifier-free guidance; 1 is none
+    weights: str  # "averaged" or "raw"
+    precision: str  # the Trainer's, in which the images are drawn
+    seed: int  # of the generated images, of the KID's subsets and of the IS's splits
+    kid_subsets: int
+    kid_subset_size: int
+    is_splits: int
+
+    def __str__(self) -> str:
+        """Returns the protocol in one line."""
+        guidance = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        return (
+            f"extractor {self.extractor}, resize {self.resize}, {self.num_generated:,} generated and {self.num_real:,} "
+            f"real images ({self.real}), {self.sampler} with {self.num_steps} steps{guidance}, {self.weights} weights, "
+            f"precision {self.precision}, seed {self.seed}, KID of {self.kid_subsets} x {self.kid_subset_size:,}, IS "
+            f"splits {self.is_splits}"
+        )
 
 
 class SampleMetrics(DDPMCallback):
@@ -59,8 +78,8 @@ class SampleMetrics(DDPMCallback):
         cache_dir: The folder of the cached statistics; ``lit_ddpm`` in torch's hub directory if None.
 
     Raises:
-        ValueError: If a number is too small; at the start of a command, if the extractor does not accept the images of
-            the data, or a cached file belongs to other data or another extractor.
+        ValueError: At the start of a command, if the extractor does not accept the images of the data, or a cached file
+            belongs to other data or another extractor.
     """
 
     def __init__(
@@ -90,85 +109,74 @@ class SampleMetrics(DDPMCallback):
         self.kid_subset_size = kid_subset_size
         self.is_splits = is_splits
         self.cache_dir = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "lit_ddpm"
-        self._measurement: _Measurement | None = None
-        self._has_evaluated = False
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        module = self.ddpm(pl_module)
-        (self.val_sampler or module.sampler).timesteps(module.denoiser.schedule)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_evaluated = False
-        self._prepare(trainer, self.ddpm(pl_module))
+        self._prepare(trainer, pl_module)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._prepare(trainer, self.ddpm(pl_module))
+            self._prepare(trainer, pl_module)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._prepare(trainer, self.ddpm(pl_module))
+        self._prepare(trainer, pl_module)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The first validation always evaluates, so that a checkpoint callback can monitor the metric in any of them.
         if not trainer.sanity_checking and (self.is_due(trainer) or not self._has_evaluated):
-            values, protocol = self._evaluate(trainer, self.ddpm(pl_module))
-            pl_module.log_dict(values)
+            values = self._evaluate(trainer, pl_module)
             self._has_evaluated = True
-            rank_zero_info(", ".join(f"{key} = {value:.4f}" for key, value in values.items()) + f" ({protocol})")
+            rank_zero_info(", ".join(f"{key} = {value:.4f}" for key, value in values.items()) + f" ({self._protocol})")
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values, protocol = self._evaluate(trainer, self.ddpm(pl_module))
-        pl_module.log_dict(values)
+        values = self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
             print("\n" + "\n".join(f"{key.removeprefix('sample/'):<24}{value:>10.4f}" for key, value in values.items()))
-            print(f"protocol: {protocol}")
+            print(f"protocol: {self._protocol}")
 
-    def _prepare(self, trainer: Trainer, module: DDPM) -> None:
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Loads the extractor, measures the real images and announces the cost, so that errors occur early."""
-        self.extractor.to(module.device).eval().requires_grad_(False)
-        for is_turn_of_first_rank in (True, False):  # the first rank of a machine may download the weights for all
-            if (trainer.local_rank == 0) is is_turn_of_first_rank:
-                num_features = num_features_of(self.extractor, module)
-            trainer.strategy.barrier()
-        real = real_statistics(trainer, module, self.extractor, num_features, self.cache_dir)
-        info = ExtractorInfo.of(self.extractor)
-        testing = trainer.testing
-        sampler = shortened(trainer, module.sampler if testing else self.val_sampler or module.sampler)
-        num_images = self.num_samples if testing else self.num_val_samples
+        module = self.ddpm(pl_module)
+        num_images = self.num_samples if trainer.testing else self.num_val_samples
+        sampler = module.sampler if trainer.testing else self.val_sampler or module.sampler
+        sampler.timesteps(module.denoiser.schedule)  # refuses more steps than T
+        self._sampler = shortened(trainer, sampler)
         if is_fast_dev_run(trainer):
-            num_images = min(num_images, max(2, sampler.chunk_size))
-        protocol = MetricsProtocol(
-            extractor=str(info),
-            resize=info.resize,
+            num_images = min(num_images, max(2, self._sampler.chunk_size))
+        self._extraction = FeatureExtraction(trainer, module, self.extractor)
+        self._real = self._extraction.real(self.cache_dir)
+        self._protocol = MetricsProtocol(
+            extractor=str(self._extraction.info),
+            resize=self._extraction.info.resize,
             num_generated=num_images,
-            num_real=real.num_images,
-            real=f"training split of {type(getattr(trainer, 'datamodule', None)).__name__}",
+            num_real=self._real.num_images,
+            real=f"training split of {type(self._extraction.data).__name__}",
             sampler=type(sampler).__name__,
-            num_steps=len(sampler.timesteps(module.denoiser.schedule)) - 1,
+            num_steps=len(self._sampler.timesteps(module.denoiser.schedule)) - 1,
             guidance=module.guidance,
-            weights=weights_in_use(trainer, module),
+            weights="averaged" if _uses_average(trainer, module) else "raw",
             precision=str(trainer.precision),
             seed=self.seed,
             kid_subsets=self.kid_subsets,
-            kid_subset_size=min(self.kid_subset_size, num_images, len(real.features)),
+            kid_subset_size=min(self.kid_subset_size, num_images, len(self._real.features)),
             is_splits=self.is_splits,
         )
-        self._measurement = _Measurement(info, real, sampler, protocol)
-        self._announce(trainer, self._measurement, num_features)
+        self._announce(trainer)
 
-    def _announce(self, trainer: Trainer, measurement: _Measurement, num_features: int) -> None:
-        protocol, size = measurement.protocol, measurement.sampler.chunk_size
-        num_chunks, calls = -(-protocol.num_generated // size), protocol.calls_per_image
+    def _announce(self, trainer: Trainer) -> None:
+        protocol, chunk_size, num_features = self._protocol, self._sampler.chunk_size, self._extraction.num_features
+        num_chunks = -(-protocol.num_generated // chunk_size)
+        calls = protocol.num_steps * (1 if protocol.guidance == 1 else 2)  # guidance takes two at each step
         when = f" in the first validation and every {self.every_n_epochs} epochs" if trainer.state.fn == "fit" else ""
         rank_zero_info(
-            f"SampleMetrics draws {protocol.num_generated:,} images{when}: {num_chunks:,} chunks of {size}, "
-            f"{calls:,} network calls for each image, {num_chunks * size * calls:,} in total.\nProtocol: {protocol}."
+            f"SampleMetrics draws {protocol.num_generated:,} images{when}: {num_chunks:,} chunks of {chunk_size}, "
+            f"{calls:,} network calls for each image, {num_chunks * chunk_size * calls:,} in total.\n"
+            f"Protocol: {protocol}."
         )
         fewest = min(protocol.num_generated, protocol.num_real)
         if fewest <= num_features:
@@ -177,20 +185,28 @@ class SampleMetrics(DDPMCallback):
                 f"{num_features:,} generated and real images, better ten times as many (num_samples, num_val_samples)."
             )
         log_config(trainer, {"sample_metrics": {"test" if trainer.testing else "val": asdict(protocol)}})
-        summarize(trainer, f"sample/fid_{measurement.info.name}", "min")
+        summarize(trainer, f"sample/fid_{self._extraction.info.name}", "min")
 
-    def _evaluate(self, trainer: Trainer, module: DDPM) -> tuple[dict[str, float], MetricsProtocol]:
-        assert self._measurement is not None
-        p, real = self._measurement.protocol, self._measurement.real
-        sampler, name = self._measurement.sampler, self._measurement.info.name
-        features, logits = generated_features(trainer, module, self.extractor, sampler, p.num_generated, p.seed, name)
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Measures the metrics, logs them and adds them to the file; returns them by the keys of the logs."""
+        p = self._protocol
+        features, logits = self._extraction.generated(self._sampler, p.num_generated, p.seed)
         broken = int(features.isnan().any(1).sum())
         if broken:
             rank_zero_warn(f"{broken:,} of {p.num_generated:,} generated images are not finite: no FID, KID or IS.")
-        values = sample_metrics(real, features, logits, p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed)
+        metrics = sample_metrics(self._real, features, logits, p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed)
         path = RunDirectory.of_trainer(trainer).sample_metrics
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             record = {"command": trainer.state.fn, "global_step": step_of(trainer)}
             with path.open("a") as file:
-                file.write(json.dumps(record | {"metrics": values, "protocol": asdict(p)}) + "\n")
-        return {f"sample/{metric}_{name}": value for metric, value in values.items()}, p
+                file.write(json.dumps(record | {"metrics": metrics, "protocol": asdict(p)}) + "\n")
+        values = {f"sample/{metric}_{self._extraction.info.name}": value for metric, value in metrics.items()}
+        pl_module.log_dict(values)
+        return values
+
+
+def _uses_average(trainer: Trainer, module: DDPM) -> bool:
+    """Returns whether the images of this command are drawn with averaged weights."""
+    if trainer.state.fn == "fit":
+        return any(isinstance(callback, WeightAveraging) for callback in getattr(trainer, "callbacks", []))
+    return module.averaged

@@ -35,9 +35,6 @@ class SampleWriter(BasePredictionWriter):
         directory: The folder to write to.
         num_samples: The number of images.
         origin: A fingerprint of the weights, sampler, guidance and seed.
-
-    Raises:
-        ValueError: If the folder contains anything but images of the same origin.
     """
 
     def __init__(self, directory: Path, num_samples: int, origin: dict[str, Any]) -> None:

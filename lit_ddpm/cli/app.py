@@ -1,6 +1,7 @@
 """LightningCLI for diffusion models: run directories, safe checkpoints and default callbacks."""
 
 import uuid
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,7 @@ from lit_ddpm.training.checkpoint import check_checkpoint, usable_checkpoint
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig
 
-DESCRIPTION = (
-    "Trains, measures and samples denoising diffusion models. `lit-ddpm compare` trains several and compares them."
-)
+DESCRIPTION = "Trains, evaluates and samples denoising diffusion models. `lit-ddpm compare` compares several."
 
 
 class DDPMCLI(LightningCLI):
@@ -62,14 +61,12 @@ class DDPMCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # Defaults, so that a checkpoint alone is enough for a test.
-        parser.set_defaults(
-            {"model": {"class_path": "lit_ddpm.DDPM"}, "data": {"class_path": "lit_ddpm.data.DigitsDataModule"}}
-        )
+        defaults = {"model": "lit_ddpm.DDPM", "data": "lit_ddpm.data.DigitsDataModule"}
+        parser.set_defaults({name: {"class_path": path} for name, path in defaults.items()})
         parser.add_argument("--extends", type=_ignore, help="in a configuration file: the file that it extends")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, and checks the checkpoint before anything is built."""
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
@@ -80,7 +77,7 @@ class DDPMCLI(LightningCLI):
         if config.get("weights_only") is None:
             config.weights_only = True
         if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
-            path = Path(config.ckpt_path)
+            path = Path(config.ckpt_path)  # checked before anything is built
             if command == "fit":  # an earlier checkpoint can replace a damaged one
                 config.ckpt_path = str(usable_checkpoint(path))
             else:
@@ -126,24 +123,16 @@ def _ignore(value: str) -> None:
 def _default_checkpoints(callbacks: list[Callback], model: object, config: Any) -> list[Callback]:
     """Returns callbacks for ``last.ckpt`` and ``best.ckpt``, except those that the configuration replaces."""
     configured = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    checkpoint = partial(ModelCheckpoint, save_on_train_epoch_end=True)
     defaults: list[Callback] = []
     if not any(callback.filename == "last" or callback.save_last for callback in configured):
-        defaults.append(
-            ModelCheckpoint(
-                filename="last", save_on_train_epoch_end=True, save_on_exception=True, enable_version_counter=False
-            )
-        )
+        defaults.append(checkpoint(filename="last", save_on_exception=True, enable_version_counter=False))
     validates = config.get("limit_val_batches") != 0
     if validates and not any(callback.monitor is not None for callback in configured):
         real_valued = isinstance(model, DDPM) and model.decoder is not None and model.decoder.levels is None
-        defaults.append(
-            ModelCheckpoint(
-                filename="best",
-                monitor="val/nats_per_dim" if real_valued else "val/bpd",
-                save_on_train_epoch_end=True,
-                every_n_epochs=config.get("check_val_every_n_epoch") or 1,
-            )
-        )
+        monitor = "val/nats_per_dim" if real_valued else "val/bpd"
+        every_n_epochs = config.get("check_val_every_n_epoch") or 1
+        defaults.append(checkpoint(filename="best", monitor=monitor, every_n_epochs=every_n_epochs))
     return defaults
 
 

@@ -31,11 +31,7 @@ def with_base_configs(args: Sequence[str]) -> list[str]:
 
 
 def _bases_of(path: Path, children: tuple[Path, ...] = ()) -> list[Path]:
-    """Returns the files that a configuration extends, the most basic first.
-
-    Raises:
-        ValueError: If one does not exist, or the files extend one another in a cycle.
-    """
+    """Returns the files that a configuration extends, the most basic first."""
     try:
         content: Any = yaml.safe_load(path.read_text())
     except (OSError, UnicodeError, yaml.YAMLError):

@@ -1,13 +1,15 @@
 """Bad input as one readable sentence, from any library that reports it."""
 
-import importlib
 import inspect
+import pkgutil
 import re
 import sys
-from typing import Any, NoReturn
+import traceback
+from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
 
 # Exceptions of this package, Lightning, torch and jsonargparse for bad input. A RuntimeError may be a bug, so it counts
 # only where Lightning's Trainer reads its settings; elsewhere it keeps its traceback.
@@ -36,10 +38,8 @@ def stop(message: str) -> NoReturn:
 
 def is_about_input(error: BaseException) -> bool:
     """Returns whether an error was raised by this package or one of its libraries, rather than by a user's code."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "") if frames else ""
     if isinstance(error, RuntimeError):
         return module.startswith(TRAINER_SETTINGS)
     return isinstance(error, BAD_INPUT) and (isinstance(error, OSError) or module.split(".")[0] in LIBRARIES)
@@ -58,10 +58,10 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 class OneLineParser(LightningArgumentParser):
-    """A parser that reports an error in one sentence: the setting and the reason."""
+    """A parser that reports an error in one sentence: the setting and the innermost reason."""
 
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Reduces jsonargparse's tree of attempts to the innermost reason."""
         if not self.exit_on_error:  # a nested parser: its error is one attempt among several
             super().error(message, ex)
         stop(one_sentence(message))
@@ -95,9 +95,7 @@ def one_sentence(message: str) -> str:
 
 
 def _parameters(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
     try:
-        found: Any = getattr(importlib.import_module(module), name)
-        return list(inspect.signature(found).parameters)
+        return list(inspect.signature(pkgutil.resolve_name(class_path)).parameters)
     except (ImportError, AttributeError, TypeError, ValueError):
         return []

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of a comparison.
+    """One configuration of a comparison."""
 
-    Attributes:
-        name: The name of the built-in objective or of the overlay's file.
-        config: The complete configuration for ``fit``.
-        module: The untrained module.
-        trainer: The Trainer, for the budget and the precision.
-        data: The data module.
-    """
-
-    name: str
-    config: dict[str, Any]
-    module: DDPM
-    trainer: lightning.Trainer
+    name: str  # of the built-in objective or of the overlay's file
+    config: dict[str, Any]  # complete, for ``fit``
+    module: DDPM  # untrained
+    trainer: lightning.Trainer  # for the budget and the precision
     data: Any
 
     @property
@@ -62,52 +53,30 @@ def resolve_arms(
 ) -> list[Arm]:
     """Returns the arms of a comparison after checking them.
 
-    Args:
-        configs: The configuration files of all arms; later ones override earlier ones.
-        objectives: For each arm a name of `OBJECTIVES` or the path of an overlay.
-        overrides: Flags for all arms, such as ``--trainer.max_epochs=5``.
-
-    Raises:
-        ValueError: If an arm is unknown, its file does not exist, or two arms have the same name.
+    See `lit_ddpm.compare.compare` for the arguments.
     """
-    names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
-    if not names:
+    if not objectives:
         raise ValueError("objectives is empty: name at least one arm.")
+    names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
     for name, one in zip(names, objectives, strict=True):
         if names.count(name) > 1:
             raise ValueError(
                 f"two arms have the name {name!r}: rename the file of an overlay, since its name is that of the arm."
             )
-        if name != str(one) and not Path(one).is_file():
-            raise ValueError(f"the overlay {one} of objectives does not exist.")
-        if name == str(one) and name not in OBJECTIVES:
-            raise ValueError(
-                f"objective {name!r} is neither one of {', '.join(OBJECTIVES)} nor the path of an overlay."
-            )
+        if name not in OBJECTIVES and not Path(one).is_file():
+            raise ValueError(f"objective {str(one)!r} is neither one of {', '.join(OBJECTIVES)} nor an existing file.")
     return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses messages of Lightning for each arm, since every run prints them anyway."""
-    names = ("fabric.utilities.seed", "fabric.utilities.rank_zero", "pytorch.utilities.rank_zero")
-    loggers = [logging.getLogger(f"lightning.{name}") for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Arm:
     args = [f"--config={config}" for config in configs]
     built_in = OBJECTIVES.get(str(objective))
     overlay = f"--config={objective}" if built_in is None else f"--model.objective={json.dumps(built_in)}"
-    with _quiet():
+    logging.disable(logging.INFO)  # every run prints the messages of Lightning anyway
+    try:
         cli = DDPMCLI([*args, overlay, *overrides], run=False)
+    finally:
+        logging.disable(logging.NOTSET)
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))

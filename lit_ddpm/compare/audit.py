@@ -18,15 +18,13 @@ ERROR = 0.1  # of the network's output; without an error both forms are 0
 
 @dataclass(frozen=True)
 class Audit:
-    """The difference of the full KL and the weighted x0-MSE, relative to the latter.
+    """The difference of the full KL and the weighted x0-MSE at t = 2..T, relative to the latter.
 
-    Attributes:
-        values: For each precision of the network's output, the relative difference at t = 2..T, ``[T - 1]``.
-        gradients: The same for the gradients with respect to the output, by Euclidean norm.
+    Both dicts contain a tensor ``[T - 1]`` for each precision of the network's output.
     """
 
     values: dict[str, Tensor]
-    gradients: dict[str, Tensor]
+    gradients: dict[str, Tensor]  # with respect to the output, by Euclidean norm
 
     def largest(self, precision: str) -> float:
         """Returns the largest relative difference, of values or gradients, over all t."""

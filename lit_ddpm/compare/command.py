@@ -4,7 +4,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -13,7 +13,7 @@ from lit_ddpm.compare.arms import OBJECTIVES, Arm, resolve_arms
 from lit_ddpm.compare.audit import Audit, audit
 from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.report import plot_audit, write_report
-from lit_ddpm.compare.runs import Result, Run, expected_seconds, minutes, run_all
+from lit_ddpm.compare.runs import Run, expected_seconds, minutes, run_all
 from lit_ddpm.data.protocols import DataInfo
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -40,8 +40,8 @@ def compare(
         overrides: Flags for every arm, such as ``--trainer.max_epochs=5``.
 
     Raises:
-        ValueError: If an argument is invalid, or the directory contains something else.
-        ArithmeticError: If the two forms of the KL differ for the schedule of an arm, see `Audit.check`.
+        ValueError: If an argument is invalid, or the directory is not empty without `resume`.
+        ArithmeticError: If the two forms of the KL differ for an arm, see `Audit.check`.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds} must be at least 1.")
@@ -67,17 +67,13 @@ def compare(
     size = f"{len(arms)} arms, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
     print(f"{len(remaining)} of {len(runs)} runs to do ({size}), one after another{duration}", flush=True)
     failed = run_all(runs)
-    results: dict[str, list[Result]] = {}
-    for arm in arms:
-        arm_runs = [run for run in runs if run.arm is arm]
-        if all(run.done for run in arm_runs):
-            results[arm.name] = [run.result() for run in arm_runs]
+    by_arm = {arm.name: [run for run in runs if run.arm is arm] for arm in arms}
+    results = {name: [run.result() for run in own] for name, own in by_arm.items() if all(run.done for run in own)}
     comparison = Comparison(arms, results, audits, num_seeds, {run.name: run.files.log for run in failed})
     if results:
         options = [f"--config {shlex.quote(str(config))}" for config in configs]
-        seeds = f"--seeds {num_seeds}"
-        names = f"--objectives {','.join(str(one) for one in objectives)}"
-        command = " ".join(["lit-ddpm compare", *options, names, seeds, *map(shlex.quote, overrides)])
+        options += [f"--objectives {','.join(map(str, objectives))}", f"--seeds {num_seeds}"]
+        command = " ".join(["lit-ddpm compare", *options, *map(shlex.quote, overrides)])
         comparison.save_csv(directory / "table.csv")
         write_report(comparison, runs, command, directory / "report.html")
         print(f"\n{comparison.table()}\nwritten to {directory / 'report.html'} and table.csv")
@@ -108,22 +104,16 @@ def run_compare(args: Sequence[str]) -> None:
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--config", action="append", required=True, help="a configuration file; later ones override earlier ones"
-    )
-    known = ", ".join(OBJECTIVES)
-    parser.add_argument(
-        "--objectives", required=True, help=f"arms, separated by commas: {known}, or the path of an overlay"
-    )
+    parser.add_argument("--config", action="append", required=True, help="configuration file; later ones override it")
+    built_in = ", ".join(OBJECTIVES)
+    parser.add_argument("--objectives", required=True, help=f"comma-separated arms: {built_in}, or paths of overlays")
     parser.add_argument("--seeds", type=int, default=1, help="the number of seeds of each arm")
     parser.add_argument("--output_dir", default="runs/compare", help="the directory of the comparison")
     parser.add_argument("--resume", action="store_true", help="resume the comparison in that directory")
-    known_args: Any
-    known_args, overrides = parser.parse_known_args(list(args))
-    arms = [name for name in known_args.objectives.split(",") if name]
-    options = (known_args.seeds, known_args.output_dir, known_args.resume, overrides)
+    known, overrides = parser.parse_known_args(args)
+    objectives = [name for name in known.objectives.split(",") if name]
     try:
-        comparison = compare(known_args.config, arms, *options)
+        comparison = compare(known.config, objectives, known.seeds, known.output_dir, known.resume, overrides)
     except ArithmeticError as error:
         stop(str(error))
     except KeyboardInterrupt:

@@ -22,12 +22,9 @@ FACTORS = {1: 1.96, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over seeds.
+    """A mean over seeds and its standard error.
 
-    Attributes:
-        mean: The mean.
-        error: Its standard error over the seeds. With one seed it is that over the test images for terms of the ledger,
-            and NaN for other values.
+    With one seed the error of a term of the ledger is that over the test images; that of other values is NaN.
     """
 
     mean: float
@@ -36,21 +33,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of all arms.
-
-    Attributes:
-        arms: The arms.
-        results: The results of each arm by name, one for each seed; arms with a failed run are left out.
-        audits: The audit of each arm by name.
-        num_seeds: The number of seeds.
-        failed: The logs of the runs that failed, by name of the run; resuming the comparison repeats them.
-    """
+    """The results of all arms."""
 
     arms: list[Arm]
-    results: dict[str, list[Result]]
-    audits: dict[str, Audit]
+    results: dict[str, list[Result]]  # by name of the arm, one for each seed; without arms with a failed run
+    audits: dict[str, Audit]  # by name of the arm
     num_seeds: int
-    failed: dict[str, Path]
+    failed: dict[str, Path]  # the logs of failed runs by name of the run; resuming the comparison repeats them
 
     def columns(self) -> dict[str, dict[str, Value]]:
         """Returns the terms of the bound, the sample metrics and the speed: for each column the values of the arms."""
@@ -65,11 +54,11 @@ class Comparison:
                 if not name.startswith("kid_std"):
                     values = [result.samples[name] for result in results]
                     columns.setdefault(name, {})[arm] = _value(values, math.nan)
+        for arm, results in self.results.items():
             speeds = [result.images_per_s for result in results if result.images_per_s is not None]
             if speeds:
                 columns.setdefault(SPEED, {})[arm] = _value(speeds, math.nan)
-        columns[SPEED] = columns.pop(SPEED, {})
-        return {name: values for name, values in columns.items() if values}
+        return columns
 
     def cross_evaluation(self) -> dict[str, dict[str, Value]]:
         """Returns each model under each arm's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
@@ -93,23 +82,22 @@ class Comparison:
         title = f"mean ± standard error over {self.num_seeds} seeds"
         if self.num_seeds == 1:
             title = "one seed, ± standard error over the test images"
-        parts = [
-            self._grid(self.columns()),
-            f"{title}; * {self.rule()}",
-            "\ncross-evaluation: each model under each objective, on the test images",
-            self._grid(self.cross_evaluation()),
-        ]
-        return "\n".join(parts)
+        return (
+            f"{self._grid(self.columns())}\n{title}; * {self.rule()}\n\n"
+            "cross-evaluation: each model under each objective, on the test images\n"
+            f"{self._grid(self.cross_evaluation())}"
+        )
 
     def leaders(self, column: str, values: dict[str, Value]) -> set[str]:
         """Returns the arms of a column that are marked, see `rule`."""
         if column == SPEED:
             return set()
         sign = -1 if column.startswith("is_") else 1  # the Inception score is the only metric where larger is better
+        factor = FACTORS.get(self.num_seeds, 2.26)
 
         def beats(arm: str, other: str) -> bool:
             gap = sign * (values[other].mean - values[arm].mean)
-            return gap > self._factor * math.hypot(values[arm].error, values[other].error)
+            return gap > factor * math.hypot(values[arm].error, values[other].error)
 
         return {a for a in values if any(beats(a, b) for b in values) and not any(beats(b, a) for b in values)}
 
@@ -117,10 +105,6 @@ class Comparison:
         """Returns the meaning of a mark: the test behind it."""
         test = "t-test over the seeds" if self.num_seeds > 1 else "z-test over the test images"
         return f"significantly better than another row, and no row is significantly better (unpaired {test}, 95%)"
-
-    @property
-    def _factor(self) -> float:
-        return FACTORS.get(self.num_seeds, 2.26)
 
     def _grid(self, columns: dict[str, dict[str, Value]]) -> str:
         cells = [["trained with", *columns]]

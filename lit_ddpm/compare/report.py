@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import lightning
 import numpy as np
 import torch
-import yaml
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -22,7 +20,6 @@ from lit_ddpm.compare.audit import ALLOWED, Audit
 from lit_ddpm.compare.comparison import Comparison, Value, text_of
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
-from lit_ddpm.diffusion.weighting import kl_weight
 from lit_ddpm.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -43,14 +40,7 @@ MIN_WIDTH = 320  # of a sample grid, in pixels
 
 
 def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path: Path) -> None:
-    """Writes the report.
-
-    Args:
-        comparison: The results.
-        runs: The runs, for samples and configurations.
-        command: The command of the comparison.
-        path: The file.
-    """
+    """Writes the report; the samples and configurations are those of the runs."""
     runs_with_samples = {run.arm.name: run for run in runs if run.draws_samples and run.arm.name in comparison.results}
     seeds = "one seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     errors = "over the test images" if comparison.num_seeds == 1 else "over the seeds"
@@ -68,13 +58,13 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
         '<h2>Samples</h2><p>The same initial noise for every arm.</p><div class="row samples">',
         *(_figure(_sample_grid(run.files), name) for name, run in runs_with_samples.items()),
         '</div><h2>KL terms, weights and rate-distortion curves</h2><div class="row">',
-        *(_figure(picture, caption) for picture, caption in _overlays(comparison)),
+        *(_figure(picture, caption) for caption, picture in _overlays(comparison).items()),
         "</div><h2>Equivalence audit</h2><p>Values and gradients of the full KL and of the weighted x0-MSE, "
         f"at every t &ge; 2, for an output with an error of 0.1. In float64 {ALLOWED:g} is allowed.</p>",
         '<div class="row">',
         *(_figure(plot_audit(result), ", ".join(names), str(result)) for names, result in _distinct_audits(comparison)),
         "</div><h2>Configurations</h2>",
-        *(_details(f"{run.arm.name}, seed {run.seed}", yaml.safe_dump(run.config(), sort_keys=False)) for run in runs),
+        *(f"<details><summary>{escape(r.name)}</summary><pre>{escape(r.config_yaml())}</pre></details>" for r in runs),
         f"<p>{escape(versions)}, Python {platform.python_version()}, {escape(platform.platform())}</p>",
     ]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title><style>{STYLE}</style>'
@@ -101,10 +91,6 @@ def _figure(image: Image.Image, *captions: str) -> str:
     return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _details(title: str, text: str) -> str:
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
-
-
 def _sample_grid(files: RunDirectory) -> Image.Image:
     with np.load(files.predictions / "samples.npz") as file:
         images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
@@ -113,46 +99,37 @@ def _sample_grid(files: RunDirectory) -> Image.Image:
     return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
 
 
-def _overlays(comparison: Comparison) -> list[tuple[Image.Image, str]]:
-    """Plots the KL terms, the weights and the rate-distortion curves of all arms, with captions."""
+def _overlays(comparison: Comparison) -> dict[str, Image.Image]:
+    """Plots the KL terms, the weights and the rate-distortion curves of all arms, by caption."""
     tables: dict[str, plots.Table] = {}
     for arm in comparison.arms:
         if arm.name in comparison.results:
-            denoiser = arm.module.denoiser
-            t = torch.arange(2, denoiser.schedule.num_steps + 1)
-            weight = weight_on_x0_mse(arm.module.objective, denoiser)
-            weights_of_kl = kl_weight(denoiser.schedule, t, denoiser.variance).tolist()
-            no_training = (np.zeros(len(t)), np.zeros(len(t)))
+            weight = weight_on_x0_mse(arm.module.objective, arm.module.denoiser)
+            relative, unused = (weight / weight.mean()).tolist(), [0.0] * len(weight)
             by_seed = [
-                plots.profile_table(result.report, no_training, (weight / weight.mean()).tolist(), weights_of_kl)
+                plots.profile_table(result.report, (unused, unused), relative, unused)
                 for result in comparison.results[arm.name]
             ]
             tables[arm.name] = {name: np.mean([table[name] for table in by_seed], axis=0) for name in by_seed[0]}
     unit = next(iter(comparison.results.values()))[0].report.unit
-    return [
-        (_lines("KL terms by timestep", tables, ("t", "t"), ("kl", f"$L_{{t-1}}$ ({unit})"), log=True), "the KL terms"),
-        (
-            _lines("Weight on the x0-MSE", tables, ("t", "t"), ("weight", "weight / its mean"), log=True),
-            "the weight of each objective on the x0-MSE",
-        ),
-        (
-            _lines("Rate-distortion curve", tables, ("rate", f"rate ({unit})"), ("rmse", r"RMSE of $\hat x_0$")),
-            "the RMSE of x0_hat against the cumulative bound",
-        ),
-    ]
 
+    def lines(title: str, x: str, x_label: str, y: str, y_label: str, scale: str = "linear") -> Image.Image:
+        def draw(axes: "Axes") -> None:
+            for i, (name, table) in enumerate(tables.items()):
+                style = ("-", "--", ":")[i % 3]  # curves that coincide remain visible
+                axes.plot(table[x], table[y], label=name, color=_color(i), linestyle=style)
+            axes.set_yscale(scale)
 
-def _lines(
-    title: str, tables: dict[str, plots.Table], x: tuple[str, str], y: tuple[str, str], log: bool = False
-) -> Image.Image:
-    def draw(axes: "Axes") -> None:
-        for i, (name, table) in enumerate(tables.items()):
-            style = ("-", "--", ":")[i % 3]  # curves that coincide remain visible
-            axes.plot(table[x[0]], table[y[0]], label=name, color=_color(i), linestyle=style)
-        if log:
-            axes.set_yscale("log")
+        return plots.plot(title, x_label, y_label, draw)
 
-    return plots.plot(title, x[1], y[1], draw)
+    kl = lines("KL terms by timestep", "t", "t", "kl", f"$L_{{t-1}}$ ({unit})", "log")
+    weights = lines("Weight on the x0-MSE", "t", "t", "weight", "weight / its mean", "log")
+    rate = lines("Rate-distortion curve", "rate", f"rate ({unit})", "rmse", r"RMSE of $\hat x_0$")
+    return {
+        "the KL terms": kl,
+        "the weight of each objective on the x0-MSE": weights,
+        "the RMSE of x0_hat against the cumulative bound": rate,
+    }
 
 
 def _color(number: int) -> str:
@@ -171,15 +148,13 @@ def plot_audit(result: Audit) -> Image.Image:
     """Plots the relative difference of both forms against t for each precision; differences of 0 are drawn at 1e-18."""
 
     def draw(axes: "Axes") -> None:
-        for i, (name, values) in enumerate(result.values.items()):
-            t, gradients = np.arange(2, len(values) + 2), _floor(result.gradients[name])
-            axes.plot(t, _floor(values), color=_color(i), linewidth=1.5, label=f"{name}, values")
+        for i, name in enumerate(result.values):
+            # A logarithmic axis has no 0.
+            values, gradients = (x[name].clamp(min=1e-18).numpy() for x in (result.values, result.gradients))
+            t = np.arange(2, len(values) + 2)
+            axes.plot(t, values, color=_color(i), linewidth=1.5, label=f"{name}, values")
             axes.plot(t, gradients, color=_color(i), linewidth=1, linestyle=":", label=f"{name}, gradients")
         axes.axhline(ALLOWED, color="black", linewidth=1, linestyle="--")
         axes.set_yscale("log")
 
     return plots.plot("Difference of both forms", "t", "relative difference", draw)
-
-
-def _floor(values: torch.Tensor) -> NDArray[np.float64]:
-    return np.asarray(values.clamp(min=1e-18))  # a logarithmic axis has no 0

@@ -28,36 +28,22 @@ STARTUP_SECONDS = 6.0  # of a process, approximately
 
 @dataclass(frozen=True)
 class Result:
-    """The results of a run.
+    """The results of a run."""
 
-    Attributes:
-        report: The ledger of the test split.
-        samples: The sample metrics of the test, by their names and the extractor's.
-        images_per_s: The median training speed; None without the callback `Performance`.
-    """
-
-    report: Report
-    samples: dict[str, float]
-    images_per_s: float | None
+    report: Report  # the ledger of the test split
+    samples: dict[str, float]  # sample metrics of the test, such as ``fid_digits``
+    images_per_s: float | None  # the median training speed; None without the callback `Performance`
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed.
-
-    Attributes:
-        arm: The arm.
-        seed: The seed of weights, data order, t and eps; all arms have the same seeds.
-        files: The run directory.
-        group: The group of the comparison's runs in W&B.
-        draws_samples: Whether the run also draws samples for the report.
-    """
+    """One arm with one seed."""
 
     arm: Arm
-    seed: int
+    seed: int  # of weights, data order, t and eps; all arms have the same seeds
     files: RunDirectory
-    group: str
-    draws_samples: bool
+    group: str  # of the comparison's runs in W&B
+    draws_samples: bool  # for the report
 
     @property
     def name(self) -> str:
@@ -84,11 +70,14 @@ class Run:
                 logger["init_args"] |= {"group": self.group, "name": f"{self.arm.name}-{self.seed}"}
         return config
 
+    def config_yaml(self) -> str:
+        """Returns the configuration as YAML."""
+        return yaml.safe_dump(self.config(), sort_keys=False)
+
     def check(self) -> None:
         """Raises a ValueError if the directory contains a run of another configuration."""
-        path, existing = self.files.arm_config, None
-        if path.is_file():
-            existing = yaml.safe_load(path.read_text())
+        path = self.files.arm_config
+        existing = yaml.safe_load(path.read_text()) if path.is_file() else None
         if self.files.path.exists() and any(self.files.path.iterdir()) and existing != self.config():
             raise ValueError(
                 f"{self.files.path} contains a run of another configuration: set another directory with --output_dir, "
@@ -98,15 +87,14 @@ class Run:
     def execute(self) -> None:
         """Fits, draws samples and tests; resumes from the last checkpoint if there is one.
 
-        Raises:
-            subprocess.CalledProcessError: If a command fails; the log has the reason.
+        Raises a `subprocess.CalledProcessError` if a command fails; the log contains the reason.
         """
         files = self.files
         resumes = files.last_checkpoint.is_file()
         if not resumes and files.path.exists():
             shutil.rmtree(files.path)
         files.path.mkdir(parents=True, exist_ok=True)
-        files.arm_config.write_text(yaml.safe_dump(self.config(), sort_keys=False))
+        files.arm_config.write_text(self.config_yaml())
         # With a checkpoint the configuration of the run is used; it also contains the identifier of a W&B run.
         last_checkpoint_args = ["--ckpt_path", str(files.last_checkpoint)]
         commands = {"fit": last_checkpoint_args if resumes else ["--config", str(files.arm_config)]}
@@ -142,13 +130,11 @@ class Run:
 
     def result(self) -> Result:
         """Returns the results of a complete run."""
-        path = self.files.sample_metrics
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        tests = [line for line in lines if line["command"] == "test"]
-        samples = {}
-        if tests:
-            extractor = tests[-1]["protocol"]["extractor"].split(" ")[0]
-            samples = {f"{name}_{extractor}": value for name, value in tests[-1]["metrics"].items()}
+        path, samples = self.files.sample_metrics, {}
+        for line in map(json.loads, path.read_text().splitlines() if path.is_file() else []):
+            if line["command"] == "test":  # the last one counts
+                extractor = line["protocol"]["extractor"].split(" ")[0]
+                samples = {f"{name}_{extractor}": value for name, value in line["metrics"].items()}
         with self.files.metrics.open(newline="") as file:
             speeds = [float(row["perf/images_per_s"]) for row in csv.DictReader(file) if row.get("perf/images_per_s")]
         return Result(Report.load(self.files.ledger), samples, statistics.median(speeds) if speeds else None)
@@ -160,7 +146,7 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     Returns None for data other than an `ImageDataModule`, or if the network needs more than images, timesteps, labels.
     """
     module, data, trainer = arm.module, arm.data, arm.trainer
-    if not isinstance(data, ImageDataModule) or data.image_shape is None:
+    if not isinstance(data, ImageDataModule):
         return None
     data.prepare_data()
     data.setup("fit")

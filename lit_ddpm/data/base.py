@@ -2,16 +2,17 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator, training_seed
@@ -21,46 +22,43 @@ from lit_ddpm.data.pixels import to_float
 Batch = tuple[Tensor, Tensor]
 
 
-class Images(Protocol):
-    """Images and labels that are read a batch at a time, such as `ImageTensors`."""
+class Images(Dataset[Batch]):
+    """Images that are read a batch at a time, and their labels, int64 ``[N]``."""
 
-    def __len__(self) -> int:
-        """The number of images."""
+    labels: Tensor
 
+    @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Returns a collated batch: pixel levels, uint8 ``[B, C, H, W]``, and labels, int64 ``[B]``."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Returns a string that changes with the images."""
 
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.labels)
+
+    @override
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
 
 @dataclass(frozen=True)
-class ImageTensors(Dataset[Batch]):
-    """Images and labels in memory, indexed a batch at a time.
+class ImageTensors(Images):
+    """Images and labels in memory."""
 
-    Attributes:
-        images: Pixel levels, uint8 ``[N, C, H, W]``.
-        labels: int64 ``[N]``.
-    """
+    images: Tensor  # pixel levels, uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
 
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Returns an image and its label."""
-        return self.images[index], self.labels[index]
-
+    @override
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Returns a collated batch of images and labels without a Python call for each image."""
         rows = torch.as_tensor(indices)
         return self.images[rows], self.labels[rows]
 
+    @override
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the pixel levels."""
         return hashlib.sha256(self.images.contiguous().numpy().tobytes()).hexdigest()
 
 
@@ -76,18 +74,13 @@ class ImageDataModule(LightningDataModule):
         flip: Flip half of the training images horizontally, drawn anew in each epoch; on the device.
         num_workers: Worker processes that read images; 0 for images in memory.
 
-    Attributes:
-        image_shape: The shape of an image, ``(C, H, W)``.
-        levels: The number of pixel levels.
-        num_classes: The number of classes, or None without labels.
-
     Raises:
         ValueError: If a number is too small; in `setup`, if a split is empty or a label out of range.
     """
 
-    image_shape: tuple[int, int, int]
-    levels: int = 256
-    num_classes: int | None = None
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    levels: int = 256  # the number of pixel levels
+    num_classes: int | None = None  # None without labels
 
     def __init__(
         self, batch_size: int = 128, eval_batch_size: int = 128, flip: bool = False, num_workers: int = 0
@@ -99,64 +92,62 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.flip = flip
         self.num_workers = num_workers
-        self._splits: dict[str, Images] = {}
+        self._splits: Mapping[str, Images] = {}
 
     @abstractmethod
-    def splits(self) -> dict[str, Any]:
-        """Returns the ``train``, ``val`` and ``test`` `Images`, disjoint and the same on every rank."""
+    def splits(self) -> Mapping[str, Images]:
+        """Returns ``train``, ``val`` and ``test``, disjoint and the same on every rank."""
 
+    @override
     def setup(self, stage: str) -> None:
         """Loads the splits once, checks them and reports their sizes."""
         if self._splits:
             return
-        self._splits = self.splits()
-        for name, split in self._splits.items():
-            if len(split) == 0:
+        splits = self.splits()
+        for name, images in splits.items():
+            if len(images) == 0:
                 raise ValueError(f"the {name} split of {type(self).__name__} is empty.")
-            labels = getattr(split, "labels", None)
-            if self.num_classes is not None and labels is not None:
-                least, most = int(labels.min()), int(labels.max())
+            if self.num_classes is not None:
+                least, most = int(images.labels.min()), int(images.labels.max())
                 if least < 0 or most >= self.num_classes:
                     raise ValueError(
                         f"the {name} split of {type(self).__name__} has labels {least} to {most}; with num_classes = "
                         f"{self.num_classes} they must be 0 to {self.num_classes - 1}."
                     )
-        sizes = ", ".join(f"{len(split):,} {name}" for name, split in self._splits.items())
+        self._splits = splits
+        sizes = ", ".join(f"{len(images):,} {name}" for name, images in splits.items())
         rank_zero_info(f"{type(self).__name__}: {sizes} images of {list(self.image_shape)}, {self.levels} levels.")
 
+    @override
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns shuffled complete batches; a checkpoint contains the position in the epoch.
 
         Raises:
             ValueError: If there are fewer images than in a batch.
         """
-        images = self._dataset("train")
-        replicas, rank = self._replicas()
-        count = len(self._splits["train"])
-        if count < self.batch_size * replicas:
+        images, (replicas, rank) = self._splits["train"], self._replicas()
+        if len(images) < self.batch_size * replicas:
             raise ValueError(
-                f"batch_size = {self.batch_size} on {replicas} rank(s) is more than the {count} training images."
+                f"batch_size = {self.batch_size} on {replicas} rank(s) is more than the {len(images)} training images."
             )
         sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
         return ResumableLoader(images, self.batch_size, sampler, Progress(self.trainer), **self._loader_settings())
 
+    @override
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Returns the validation images in order."""
-        return DataLoader(self._dataset("val"), batch_size=self.eval_batch_size, **self._loader_settings())
+        return DataLoader(self._splits["val"], batch_size=self.eval_batch_size, **self._loader_settings())
 
+    @override
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Returns the test images in order."""
-        return DataLoader(self._dataset("test"), batch_size=self.eval_batch_size, **self._loader_settings())
+        return DataLoader(self._splits["test"], batch_size=self.eval_batch_size, **self._loader_settings())
 
     def reference_dataloader(self) -> DataLoader[Batch]:
         """Returns the training images in order, in [-1, 1] and without flips: the reference of FID.
 
-        Batches are dealt to the ranks in turn.
+        Batches are distributed round-robin across ranks.
         """
-        images, size = self._dataset("train"), self.eval_batch_size
-        count = len(self._splits["train"])
-        replicas, rank = self._replicas()
-        batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+        images, (replicas, rank) = self._splits["train"], self._replicas()
+        batches = list(BatchSampler(range(len(images)), self.eval_batch_size, drop_last=False))
         settings = self._loader_settings() | {"collate_fn": partial(_collate_in_range, levels=self.levels)}
         return DataLoader(images, batch_sampler=batches[rank::replicas], **settings)
 
@@ -176,6 +167,7 @@ class ImageDataModule(LightningDataModule):
             counts += (images.long() * pixels + torch.arange(pixels)).flatten().bincount(minlength=len(counts))
         return counts.reshape(self.levels, *split.images.shape[1:])
 
+    @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Maps pixel levels to [-1, 1] on the device, and flips training images."""
         images, labels = batch
@@ -186,26 +178,16 @@ class ImageDataModule(LightningDataModule):
             images = torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
         return to_float(images, self.levels), labels
 
-    def _dataset(self, split: str) -> Dataset[Batch]:
-        return cast(Dataset[Batch], self._splits[split])
-
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
     def _loader_settings(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "collate_fn": _already_collated,
-        }
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return {**workers, "collate_fn": _already_collated}
 
 
 def split_rows(count: int, sizes: dict[str, int], seed: int) -> dict[str, list[int]]:
-    """Splits ``range(count)`` at random, as a function of the seed, into the sizes given; the rest is ``train``.
-
-    Raises:
-        ValueError: If no training image remains.
-    """
+    """Splits ``range(count)`` at random, as a function of the seed, into the sizes given; the rest is ``train``."""
     if sum(sizes.values()) >= count or min(sizes.values()) < 1:
         wanted = ", ".join(f"{name}_size = {size}" for name, size in sizes.items())
         raise ValueError(f"{wanted} must each be at least 1 and leave at least one of the {count} images for training.")

@@ -1,20 +1,21 @@
-"""Real handwritten digits that come with scikit-learn: nothing to download."""
+"""The handwritten digits of scikit-learn, which need no download."""
 
 import torch
+from typing_extensions import override
 
 from lit_ddpm.data.base import ImageDataModule, ImageTensors, split_rows
 
 
 class DigitsDataModule(ImageDataModule):
-    """The 1,797 images of ``sklearn.datasets.load_digits``: 8x8 pixels, one channel, 17 grey levels, ten classes.
+    """The 1,797 images of ``sklearn.datasets.load_digits``: 8x8 pixels, one channel, 17 gray levels, ten classes.
 
-    They are the test part of the UCI "Optical Recognition of Handwritten Digits" set. A shuffle with a fixed seed
+    They are the test part of the UCI "Optical Recognition of Handwritten Digits" dataset. A shuffle with a fixed seed
     splits them into 1,257 training, 180 validation and 360 test images.
 
     Args:
-        batch_size: Images in a training batch on each process.
-        eval_batch_size: Images in a validation or test batch on each process.
-        split_seed: The seed of the shuffle. Figures of different splits are not comparable.
+        batch_size: Images in a training batch of each rank.
+        eval_batch_size: Images in a validation or test batch of each rank.
+        split_seed: The seed of the shuffle. Results of different splits are not comparable.
     """
 
     image_shape = (1, 8, 8)
@@ -25,9 +26,9 @@ class DigitsDataModule(ImageDataModule):
         super().__init__(batch_size, eval_batch_size)
         self.split_seed = split_seed
 
+    @override
     def splits(self) -> dict[str, ImageTensors]:
-        """See `ImageDataModule.splits`."""
-        from sklearn.datasets import load_digits  # a second of import that only this class needs
+        from sklearn.datasets import load_digits  # takes a second, and only this class needs it
 
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.uint8)[:, None]

@@ -1,13 +1,12 @@
 """Images in a folder, of any size and number."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from typing_extensions import override
 
 from lit_ddpm.data.decoded import DecodedDataModule, DecodedImages
 
@@ -15,34 +14,31 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm",
 
 
 class ImageFiles(DecodedImages):
-    """Image files; a row is a path."""
+    """Image files; a row is a path. The fingerprint contains names, sizes and modification times."""
 
+    @override
     def open(self, row: Path) -> Image.Image:
-        """See `DecodedImages.open`."""
         return Image.open(row)
 
+    @override
     def name(self, row: Path) -> str:
-        """See `DecodedImages.name`."""
         return str(row)
 
+    @override
     def fingerprint(self) -> str:
-        """The SHA-256 of the files' names, sizes and times, and of what is done to them."""
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.rows]
         return hashlib.sha256(repr((stats, self.image_size, self.channels)).encode()).hexdigest()
 
 
 class ImageFolderDataModule(DecodedDataModule):
-    """The images of a folder and of the folders in it; those of each subfolder are a class, if there are subfolders.
+    """The images of a folder and its subfolders; each direct subfolder is a class.
 
     Args:
         root: The folder.
         **settings: See `DecodedDataModule`.
 
     Attributes:
-        classes: The names of the subfolders, whose order numbers the classes.
-
-    Raises:
-        ValueError: In `setup`, if the folder is not there or has no images; see `DecodedDataModule` too.
+        classes: The names of the subfolders; the position in the list is the label.
     """
 
     def __init__(self, root: str, **settings: Any) -> None:
@@ -50,8 +46,8 @@ class ImageFolderDataModule(DecodedDataModule):
         self.root = Path(root)
         self.classes: list[str] = []
 
-    def find(self) -> tuple[type[DecodedImages], Sequence[Any], Tensor]:
-        """See `DecodedDataModule.find`."""
+    @override
+    def find(self) -> ImageFiles:
         if not self.root.is_dir():
             raise ValueError(f"root = {self.root} of ImageFolderDataModule is not a folder.")
         paths = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in EXTENSIONS)
@@ -61,6 +57,7 @@ class ImageFolderDataModule(DecodedDataModule):
         self.classes = sorted(set(folders))
         if "" in self.classes and len(self.classes) > 1:
             stray = paths[folders.index("")]
-            raise ValueError(f"{stray} lies beside the folder {self.classes[1]}, which is a class: move one of them.")
+            raise ValueError(f"{stray} is next to the folder {self.classes[1]}, which is a class: move one of them.")
         self.num_classes = len(self.classes) if "" not in self.classes else None
-        return ImageFiles, paths, torch.tensor([self.classes.index(folder) for folder in folders])
+        labels = torch.tensor([self.classes.index(folder) for folder in folders])
+        return ImageFiles(paths, labels, self.image_size, self.channels)

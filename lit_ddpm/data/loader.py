@@ -22,13 +22,13 @@ class EpochSampler(DistributedSampler[Any]):
 
 @dataclass
 class Progress:
-    """The position of a Trainer in its fit; a loader outside of Lightning has None."""
+    """The position of a Trainer in its fit."""
 
-    trainer: lightning.Trainer | None
+    trainer: lightning.Trainer | None  # None outside of Lightning
 
     @property
     def epoch(self) -> int | None:
-        """The current epoch, counted from 0."""
+        """The current epoch, counted from 0; None without a Trainer."""
         return self.trainer.current_epoch if self.trainer is not None else None
 
     @property
@@ -43,14 +43,8 @@ class Progress:
 class ResumableLoader(DataLoader[Any]):
     """Complete batches in the order of an `EpochSampler`; Lightning saves the state of the loader in checkpoints.
 
-    Args:
-        dataset: The images.
-        batch_size: Images in a batch.
-        sampler: The order of the images.
-        progress: The position in the fit. The loader does not count by itself, since its last batch may have been
-            interrupted, and with ``max_steps`` Lightning passes samplers a wrong epoch after it resumes from the end of
-            one.
-        **kwargs: Arguments of `torch.utils.data.DataLoader`.
+    The position is that of `progress`. The loader does not count by itself, since its last batch may have been
+    interrupted, and with ``max_steps`` Lightning passes samplers a wrong epoch after it resumes from the end of one.
     """
 
     def __init__(
@@ -61,7 +55,7 @@ class ResumableLoader(DataLoader[Any]):
         self._first_batch = 0  # of the next epoch
 
     @override
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch returns an iterator class of its own
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch returns an iterator class
         # A generator runs at its first batch; Lightning calls this method before it has set the epoch.
         sampler = cast(EpochSampler, self.sampler)
         sampler.skip, self._first_batch = self._first_batch * cast(int, self.batch_size), 0

@@ -8,27 +8,6 @@ from torch.utils.data import DataLoader
 
 
 @runtime_checkable
-class HasLevels(Protocol):
-    """A data module that states the number of its pixel levels."""
-
-    levels: int
-
-
-@runtime_checkable
-class HasImageShape(Protocol):
-    """A data module that states the shape of its images, ``(C, H, W)``."""
-
-    image_shape: tuple[int, ...]
-
-
-@runtime_checkable
-class HasClasses(Protocol):
-    """A data module that states the number of its classes, or None without labels."""
-
-    num_classes: int | None
-
-
-@runtime_checkable
 class HasReference(Protocol):
     """A data module with the training images without augmentation, for FID."""
 
@@ -54,29 +33,21 @@ class HasHistogram(Protocol):
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a data module states about its images; None where it states nothing.
+    """What a data module states about its images; None where it states nothing."""
 
-    Attributes:
-        name: The class of the data module.
-        levels: The number of pixel levels.
-        image_shape: The shape of an image, ``(C, H, W)``.
-        states_classes: Whether it states a number of classes.
-        num_classes: The number of classes, None also for images without labels.
-    """
-
-    name: str
-    levels: int | None
-    image_shape: tuple[int, ...] | None
+    name: str  # its class
+    levels: int | None  # the number of pixel levels
+    image_shape: tuple[int, ...] | None  # (C, H, W)
     states_classes: bool
-    num_classes: int | None
+    num_classes: int | None  # None also for images without labels
 
     @classmethod
     def of(cls, data: object) -> "DataInfo":
         """Reads the attributes of a data module; any object, or None, is allowed."""
         return cls(
             name=type(data).__name__,
-            levels=data.levels if isinstance(data, HasLevels) else None,
-            image_shape=tuple(data.image_shape) if isinstance(data, HasImageShape) and data.image_shape else None,
-            states_classes=isinstance(data, HasClasses),
-            num_classes=data.num_classes if isinstance(data, HasClasses) else None,
+            levels=getattr(data, "levels", None),
+            image_shape=tuple(getattr(data, "image_shape", None) or ()) or None,
+            states_classes=hasattr(data, "num_classes"),
+            num_classes=getattr(data, "num_classes", None),
         )

@@ -1,31 +1,33 @@
-"""The small sets of torchvision, in memory."""
+"""The small datasets of torchvision, in memory."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from lit_ddpm._internal.checks import check_one_of
 from lit_ddpm.data.base import ImageDataModule, ImageTensors, split_rows
 
 Dataset = Literal["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"]
 
 
 class TorchvisionDataModule(ImageDataModule):
-    """MNIST, FashionMNIST, CIFAR-10 or CIFAR-100, in memory as uint8; its own test split, validation from the rest.
+    """MNIST, FashionMNIST, CIFAR-10 or CIFAR-100 with its test split; the validation images are training images.
 
     Args:
-        dataset: Which of them.
-        root: The folder that torchvision keeps its sets in.
-        download: Download the set if it is not there.
+        dataset: The name of the dataset.
+        root: The folder of torchvision's datasets.
+        download: Download the dataset if it is missing.
         val_size: The number of training images that are kept for validation.
-        split_seed: The seed that chooses them.
-        batch_size: Images in a training batch on each process.
-        eval_batch_size: Images in a validation or test batch on each process.
-        flip: Mirror half of the training images left to right.
+        split_seed: The seed of their choice.
+        batch_size: Images in a training batch of each rank.
+        eval_batch_size: Images in a validation or test batch of each rank.
+        flip: Flip half of the training images horizontally.
 
     Raises:
-        ValueError: If the set is unknown; in `setup`, if the set is not there and cannot be downloaded.
+        ValueError: If the dataset is unknown; in `setup`, if it is missing or damaged.
     """
 
     def __init__(
@@ -40,8 +42,7 @@ class TorchvisionDataModule(ImageDataModule):
         flip: bool = False,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, flip)
-        if dataset not in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
-            raise ValueError(f"dataset = {dataset!r} must be MNIST, FashionMNIST, CIFAR10 or CIFAR100.")
+        check_one_of("TorchvisionDataModule", get_args(Dataset), dataset=dataset)
         self.dataset = dataset
         self.root = root
         self.download = download
@@ -50,13 +51,13 @@ class TorchvisionDataModule(ImageDataModule):
         self.image_shape = (1, 28, 28) if "MNIST" in dataset else (3, 32, 32)
         self.num_classes = 100 if dataset == "CIFAR100" else 10
 
+    @override
     def prepare_data(self) -> None:
-        """Downloads the set if it is missing, on one process of each machine."""
         if self.download:
             self._read(train=True, download=True)
 
+    @override
     def splits(self) -> dict[str, ImageTensors]:
-        """See `ImageDataModule.splits`."""
         images, labels = self._read(train=True)
         rows = split_rows(len(images), {"val": self.val_size}, self.split_seed)
         splits = {name: ImageTensors(images[rows[name]], labels[rows[name]]) for name in ("train", "val")}
@@ -70,8 +71,8 @@ class TorchvisionDataModule(ImageDataModule):
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{self.dataset} is not in root = {self.root} or damaged there, and cannot be downloaded ({reason}): "
-                "put torchvision's files there, or name the folder that has them."
+                f"{self.dataset} is missing or damaged in root = {self.root}, and was not downloaded ({reason}): set "
+                "root to a folder that contains torchvision's files."
             ) from None
         images = torch.as_tensor(np.asarray(found.data))
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()

@@ -30,36 +30,25 @@ UNIFORM_SHARE = 0.01  # probability of a uniform draw, so that every timestep re
 
 @dataclass(frozen=True)
 class Bound:
-    """The terms of the bound for each image, in nats summed over dimensions, float64 on the CPU.
+    """The terms of the bound for each image, in nats summed over dimensions, float64 on the CPU."""
 
-    Attributes:
-        prior: ``KL(q(x_T|x_0) || N(0, I))``, ``[B]``, exact.
-        diffusion: The sum of the KL terms over t = 2..T, or its unbiased estimate, ``[B]``.
-        reconstruction: ``-log p(x_0|x_1)`` of the decoder, ``[B]``.
-        differences: The differences of the terms of `diffusion` at neighboring timesteps, averaged over the images,
-            ``[num_calls // 2]``, none for two calls; the input of `noise_variance`.
-        squared_differences: The squared differences, averaged over the images and summed over the pairs, a scalar.
-        profile: Each KL term, t = 2..T, averaged over the images, ``[T - 1]``; it sums to the mean of `diffusion`.
-        second_moment: The square of each KL term, averaged over the images, ``[T - 1]``, or its unbiased estimate.
-        visits: The number of network calls at each t = 1..T, ``[T]``.
-        kl: The sum of the KL terms over those calls, t = 2..T, ``[T - 1]``.
-        squared_error: The sum of ``|x0_hat - x_0|^2`` per dimension over those calls, t = 1..T, ``[T]``.
-        dims: The number of dimensions of an image.
-        num_calls: The number of network calls for each image.
-    """
+    prior: Tensor  # [B], KL(q(x_T|x_0) || N(0, I)), exact
+    diffusion: Tensor  # [B], the sum of the KL terms over t = 2..T, or its unbiased estimate
+    reconstruction: Tensor  # [B], -log p(x_0|x_1) of the decoder
 
-    prior: Tensor
-    diffusion: Tensor
-    reconstruction: Tensor
-    differences: Tensor
-    squared_differences: Tensor
-    profile: Tensor
-    second_moment: Tensor
-    visits: Tensor
-    kl: Tensor
-    squared_error: Tensor
-    dims: int
-    num_calls: int
+    # Averages over the images. The differences are those of the terms of `diffusion` at neighboring timesteps.
+    differences: Tensor  # [num_calls // 2], none for two calls; the input of `noise_variance`
+    squared_differences: Tensor  # scalar, summed over the pairs
+    profile: Tensor  # [T - 1], each KL term, t = 2..T; it sums to the mean of `diffusion`
+    second_moment: Tensor  # [T - 1], the square of each KL term, or its unbiased estimate
+
+    # Sums over the network calls at each timestep.
+    visits: Tensor  # [T], the number of calls at t = 1..T
+    kl: Tensor  # [T - 1], the KL terms, t = 2..T
+    squared_error: Tensor  # [T], |x0_hat - x_0|^2 per dimension, t = 1..T
+
+    dims: int  # dimensions of an image
+    num_calls: int  # network calls for each image
 
     @property
     def total(self) -> Tensor:
@@ -125,28 +114,21 @@ def variational_bound(
             Then t is drawn in proportion to the root mean square of the KL terms (Nichol and Dhariwal 2021, section
             3.3), with the squared norm of eps as a control variate.
         **cond: Keyword arguments of the network.
-
-    Raises:
-        ValueError: If `num_timesteps` is not in 2..T, `second_moment` does not have T - 1 entries, or the images are
-            outside the support of the decoder, or outside [-1, 1] although the denoiser clips.
     """
     num_steps = denoiser.schedule.num_steps
     num_calls = num_steps if num_timesteps is None else num_timesteps
     if not 2 <= num_calls <= num_steps:
         raise ValueError(f"num_timesteps = {num_timesteps} must be in 2..{num_steps}, or None for all T.")
     decoder.check(x_0)
-    if denoiser.clip and float(x_0.abs().max()) > 1:
-        raise ValueError(
-            f"clip = True needs images in [-1, 1]; these reach {float(x_0.abs().max()):g}: set clip to False."
-        )
+    if denoiser.clip and (largest := float(x_0.abs().max())) > 1:
+        raise ValueError(f"clip = True needs images in [-1, 1]; these reach {largest:g}: set clip to False.")
     indices = range(len(x_0)) if index is None else [int(i) for i in index]
     if len(indices) != len(x_0):
         raise ValueError(f"index must have one number for each image, {len(x_0)}, not {len(indices)}.")
-    if second_moment is not None and len(second_moment) != num_steps - 1:
-        raise ValueError(
-            f"second_moment must have one value for each t = 2..T, {num_steps - 1}, not {len(second_moment)}."
-        )
-    density = torch.full((num_steps - 1,), 1 / (num_steps - 1), dtype=torch.float64)
+    num_kl = num_steps - 1
+    if second_moment is not None and len(second_moment) != num_kl:
+        raise ValueError(f"second_moment must have one value for each t = 2..T, {num_kl}, not {len(second_moment)}.")
+    density = torch.full((num_kl,), 1 / num_kl, dtype=torch.float64)
     rms = torch.zeros_like(density)
     if second_moment is not None and num_calls < num_steps:
         rms = smooth_rms(second_moment)
@@ -173,9 +155,8 @@ def _evaluate(
     schedule, clean = denoiser.schedule, to_float64(x_0)
     rows: dict[str, list[Tensor]] = {"t": [], "squared_error": [], "kl": [], "excess_noise": []}
     with evaluating(denoiser):
-        prior = gaussian_kl(
-            q_marginal(schedule, clean, schedule.num_steps), Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
-        )
+        standard_normal = Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
+        prior = gaussian_kl(q_marginal(schedule, clean, schedule.num_steps), standard_normal)
         for k, (t, eps) in enumerate(draws):
             x_t = q_marginal(schedule, clean, t).sample(eps.to(clean))
             estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)

@@ -12,21 +12,18 @@ from lit_ddpm.diffusion.gaussian import Gaussian
 
 
 class Decoder(Configurable, ABC):
-    """A likelihood of the data under a Gaussian for each component.
+    """A likelihood of the data under a Gaussian for each component."""
 
-    Attributes:
-        levels: The number of pixel levels of the data, or None for real-valued data.
-    """
-
-    levels: int | None = None
+    levels: int | None = None  # the number of pixel levels of the data; None for real-valued data
 
     @abstractmethod
     def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
         """Returns ``log p(x_0)`` in nats for each component, of the shape of `x_0`."""
 
-    @abstractmethod
     def check(self, x_0: Tensor) -> None:
-        """Raises a ValueError if `x_0` is outside the support of this decoder."""
+        """Raises a ValueError if `x_0` is outside the support of this decoder: here, if it is not finite."""
+        if not bool(torch.isfinite(x_0).all()):
+            raise ValueError("images must be finite; these contain NaN or infinity.")
 
 
 @dataclass(eq=False)
@@ -37,10 +34,6 @@ class GaussianDecoder(Decoder):
     def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
         return -0.5 * ((x_0 - p.mean) ** 2 / p.var + torch.log(2 * torch.pi * p.var))
 
-    @override
-    def check(self, x_0: Tensor) -> None:
-        _check_finite(x_0)
-
 
 @dataclass(eq=False)
 class DiscretizedGaussian(Decoder):
@@ -49,9 +42,6 @@ class DiscretizedGaussian(Decoder):
     The bins of the two outermost levels extend to infinity, so the masses of all levels sum to one. The logarithm is
     :math:`\ln \Phi(b) + \ln(-\mathrm{expm1}(\ln \Phi(a) - \ln \Phi(b)))` on the side of the mean where both tails are
     small. This form keeps values and gradients exact at any distance from the mean.
-
-    Args:
-        levels: The number of pixel levels, at least 2; 256 for 8-bit images.
     """
 
     levels: int = 256
@@ -76,13 +66,10 @@ class DiscretizedGaussian(Decoder):
 
     @override
     def check(self, x_0: Tensor) -> None:
-        _check_finite(x_0)
+        super().check(x_0)
         low, high = float(x_0.min()), float(x_0.max())
         if low < -1 or high > 1:
-            raise ValueError(
-                f"images must lie in [-1, 1] for DiscretizedGaussian({self.levels}); their range is {low:g} "
-                f"to {high:g}."
-            )
+            raise ValueError(f"images must lie in [-1, 1] for {self}; their range is {low:g} to {high:g}.")
         position = (x_0.double() + 1) / 2 * (self.levels - 1)
         distance = (position - position.round()).abs()
         if float(distance.max()) > 1e-2:
@@ -91,8 +78,3 @@ class DiscretizedGaussian(Decoder):
                 f"images must lie on the grid of levels = {self.levels} values in [-1, 1], and {value:.6g} is not one "
                 "of them: set the decoder's levels to the data's, or use GaussianDecoder (nats, no bits per dimension)."
             )
-
-
-def _check_finite(x_0: Tensor) -> None:
-    if not bool(torch.isfinite(x_0).all()):
-        raise ValueError("images must be finite; these contain NaN or infinity.")

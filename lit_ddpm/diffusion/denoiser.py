@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from lit_ddpm._internal.checks import check_one_of
 from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
 from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
@@ -33,47 +34,30 @@ class ClassConditionalNetwork(Protocol):
 
 
 class Estimate(NamedTuple):
-    """The output of a denoiser for noisy images.
-
-    Attributes:
-        x0_hat: The estimate of x_0, ``[B, ...]``.
-        fraction: The position of a learned log variance between log sigma_q^2 (0) and log beta (1), ``[B, ...]``; None
-            for the other variances.
-    """
+    """The output of a denoiser for noisy images, ``[B, ...]``."""
 
     x0_hat: Tensor
-    fraction: Tensor | None
+    fraction: Tensor | None  # position of a learned log variance between log sigma_q^2 (0) and log beta (1)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The inputs and outputs of one network call on noised images, for an objective.
-
-    Attributes:
-        x_0: The clean images, ``[B, ...]``.
-        x_t: The noised images, ``[B, ...]``.
-        t: The timesteps, int64 ``[B]`` on the CPU.
-        eps: The noise in `x_t`, ``[B, ...]``.
-        output: The network's output, at least float32.
-        x0_hat: The estimate of `x_0` that follows from `output`, never clipped.
-        fraction: The position of a learned variance, see `Estimate`.
-    """
+    """The inputs and outputs of one network call on noised images ``[B, ...]``, for an objective."""
 
     x_0: Tensor
     x_t: Tensor
-    t: Tensor
+    t: Tensor  # int64 [B] on the CPU
     eps: Tensor
-    output: Tensor
-    x0_hat: Tensor
-    fraction: Tensor | None = None
+    output: Tensor  # at least float32
+    x0_hat: Tensor  # never clipped
+    fraction: Tensor | None = None  # see `Estimate`
 
     def select(self, rows: Tensor) -> "Prediction":
         """Returns the prediction of the samples with the indices `rows` (int64, on the CPU)."""
         if len(rows) == len(self.t):
             return self
         on_device = rows.to(self.x_0.device)
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen = {name: x[rows if name == "t" else on_device] for name, x in tensors.items() if x is not None}
+        chosen = {name: x[rows if name == "t" else on_device] for name, x in vars(self).items() if x is not None}
         return Prediction(**chosen)
 
 
@@ -83,14 +67,9 @@ class Denoiser(nn.Module):
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
             Its output has the shape of x_t, or for a learned variance twice the channels.
-        schedule: The forward process.
-        parametrization: The meaning of the network's output.
-        variance: The variance of ``p_theta``: ``"posterior"`` (sigma_q^2), ``"beta"`` (beta_t) or ``"learned"``.
+        variance: The variance of ``p_theta``, see `Variance`.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
             sampling and to the variational bound alike, and never to `predict`, which training uses.
-
-    Raises:
-        ValueError: If `variance` is unknown, or the parametrization divides by a signal that the schedule has erased.
     """
 
     def __init__(
@@ -102,7 +81,7 @@ class Denoiser(nn.Module):
         clip: bool = False,
     ) -> None:
         super().__init__()
-        check_variance(variance)
+        check_one_of("Denoiser", get_args(Variance), variance=variance)
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
             raise ValueError(
                 f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: "
@@ -126,27 +105,18 @@ class Denoiser(nn.Module):
     def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
         """Returns the estimate of x_0 together with a learned variance; one network call."""
         t = self._timesteps(x_t, t)
-        output, fraction = self._output(x_t, t, cond)
-        x0_hat = self._x0_hat(output, x_t, t)
+        _, x0_hat, fraction = self._call(x_t, t, cond)
         return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
 
     def predict(self, x_0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> Prediction:
-        """Noises `x_0` to `t` with `eps` and calls the network once, with gradients.
-
-        Args:
-            x_0: The clean images, ``[B, ...]``, any real values.
-            t: One timestep a sample, ``[B]``, in 1..T.
-            eps: Standard normal noise of the shape of `x_0`.
-            **cond: Keyword arguments of the network.
-        """
+        """Noises `x_0` ``[B, ...]`` to t ``[B]``, in 1..T, with standard normal `eps` and calls the network once."""
         t = self._timesteps(x_0, t).expand(len(x_0))
         x_t = q_marginal(self.schedule, x_0, t).sample(eps)
-        output, fraction = self._output(x_t, t, cond)
-        x0_hat = self._x0_hat(output, x_t, t)
+        output, x0_hat, fraction = self._call(x_t, t, cond)
         return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat, fraction=fraction)
 
     def p_posterior(self, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None, **cond: Any) -> Gaussian:
-        """Returns ``p_theta(x_s|x_t)``: mu_theta and its variance, with one network call; see `p_given_x0_hat`."""
+        """Returns ``p_theta(x_s|x_t)``: mu_theta and its variance, with one network call."""
         x0_hat, fraction = self.estimate(x_t, t, **cond)
         return self.p_given_x0_hat(x_t, x0_hat, t, s, fraction)
 
@@ -180,37 +150,30 @@ class Denoiser(nn.Module):
             raise ValueError(f"t must be an int or have one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
         return t
 
-    def _output(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Calls the network once and returns its output, the estimate of x_0, not clipped, and `Estimate.fraction`."""
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
-        t = t.expand(len(x_t)).to(x_t.device, non_blocking=True)
-        output: Tensor = self.network(x_t.to(weight.dtype), t, **cond)
+        t_on_device = t.expand(len(x_t)).to(x_t.device, non_blocking=True)
+        output: Tensor = self.network(x_t.to(weight.dtype), t_on_device, **cond)
         parts = 2 if self.variance == "learned" else 1
         expected = [len(x_t), parts * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
         if list(output.shape) != expected:
             raise ValueError(
-                f"the network returned {list(output.shape)} for images of {list(x_t.shape)}: "
-                f"{type(self.parametrization).__name__} with variance={self.variance!r} needs {expected}; check the "
-                "network's out_channels."
+                f"the network returned {list(output.shape)} for images of {list(x_t.shape)}: check its out_channels. "
+                f"{type(self.parametrization).__name__} with variance={self.variance!r} needs {expected}."
             )
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        if parts == 1:
-            return output, None
-        output, position = output.chunk(2, dim=1)
-        return output, (position + 1) / 2
-
-    def _x0_hat(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        fraction = None
+        if parts == 2:
+            output, position = output.chunk(2, dim=1)
+            fraction = (position + 1) / 2
         with torch.autocast(x_t.device.type, enabled=False):
-            return self.parametrization.x0_hat(self.schedule, output, x_t, t)
-
-
-def check_variance(variance: str) -> None:
-    """Raises a ValueError unless `variance` is one of `Variance`."""
-    if variance not in get_args(Variance):
-        raise ValueError(f"variance = {variance!r} is unknown; it must be one of {', '.join(get_args(Variance))}.")
+            return output, self.parametrization.x0_hat(self.schedule, output, x_t, t), fraction
 
 
 def model_variance(sigma_q2: Tensor, beta: Tensor, variance: Variance) -> Tensor:
     """Returns the variance of ``p_theta``, the lower limit of a learned one; beta where sigma_q^2 is 0, as at t = 1."""
+    check_one_of("p_theta", get_args(Variance), variance=variance)
     return beta if variance == "beta" else torch.where(sigma_q2 > 0, sigma_q2, beta)
 
 

@@ -20,15 +20,10 @@ from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A normal distribution with independent components.
+    """A normal distribution with independent components."""
 
-    Attributes:
-        mean: The means, ``[B, ...]``.
-        var: The variances, of a shape that broadcasts against `mean`.
-    """
-
-    mean: Tensor
-    var: Tensor
+    mean: Tensor  # [B, ...]
+    var: Tensor  # of a shape that broadcasts against the mean
 
     def sample(self, noise: Tensor) -> Tensor:
         """Returns ``mean + sqrt(var) * noise`` for standard normal `noise` of the shape of the mean."""
@@ -52,27 +47,16 @@ def q_marginal(schedule: Schedule, x_0: Tensor, t: int | Tensor) -> Gaussian:
 
 
 class PosteriorCoefficients(NamedTuple):
-    """The float64 coefficients of ``q(x_s|x_t,x_0)``, one for each timestep.
+    """The coefficients of ``q(x_s|x_t,x_0)``, float64 of the shape of t."""
 
-    Attributes:
-        c_t: The weight of x_t in the mean.
-        c_0: The weight of x_0 in the mean.
-        var: The variance sigma_q^2; 0 where s = 0.
-        beta: ``1 - alpha_t``, the variance of the forward step from s to t.
-    """
-
-    c_t: Tensor
-    c_0: Tensor
-    var: Tensor
-    beta: Tensor
+    c_t: Tensor  # weight of x_t in the mean
+    c_0: Tensor  # weight of x_0 in the mean
+    var: Tensor  # sigma_q^2; 0 where s = 0
+    beta: Tensor  # 1 - alpha_t, the variance of the forward step from s to t
 
 
 def posterior_coefficients(schedule: Schedule, t: int | Tensor, s: int | Tensor | None = None) -> PosteriorCoefficients:
-    """Returns the coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None).
-
-    Raises:
-        ValueError: If t or s lies outside its range, or s is not before t.
-    """
+    """Returns the coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None)."""
     t = check_timesteps(t, 1, schedule.num_steps)
     s = t - 1 if s is None else check_timesteps(s, 0, schedule.num_steps - 1, name="s")
     if not bool((s < t).all()):
@@ -93,15 +77,7 @@ def q_posterior(
 ) -> Gaussian:
     """Returns the true posterior ``q(x_s|x_t,x_0)``, with mean mu_q and variance sigma_q^2 (Ho et al. 2020, eqs. 6, 7).
 
-    Args:
-        schedule: The forward process.
-        x_t: The noisy images, ``[B, ...]``.
-        x_0: The clean images, ``[B, ...]``, or an estimate of them.
-        t: An int or one timestep a sample ``[B]``, in 1..T.
-        s: The earlier timestep, ``t - 1`` if None.
-
-    Returns:
-        A `Gaussian` whose mean has the shape of `x_t`; its variance is 0 where s = 0.
+    The images are ``[B, ...]``; t is an int or ``[B]`` in 1..T, and s is ``t - 1`` if None. The variance is 0 at s = 0.
     """
     c = posterior_coefficients(schedule, t, s)
     return Gaussian(expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x_0, expand_like(c.var, x_t))

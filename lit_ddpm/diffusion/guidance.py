@@ -20,19 +20,14 @@ class GuidedDenoiser(Denoiser):
     Args:
         denoiser: The denoiser to guide; its network has ``num_classes`` and takes that number as "no label".
         scale: 1 is the conditional model, 0 the unconditional one; values above 1 extrapolate.
-
-    Raises:
-        ValueError: If the network is not class-conditional.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
         parts = (denoiser.network, denoiser.schedule, denoiser.parametrization, denoiser.variance, denoiser.clip)
         super().__init__(*parts)
         if denoiser.num_classes is None:
-            raise ValueError(
-                f"guidance = {scale} needs a class-conditional network: num_classes of "
-                f"{type(denoiser.network).__name__} is None."
-            )
+            name = type(denoiser.network).__name__
+            raise ValueError(f"guidance = {scale} needs a class-conditional network: num_classes of {name} is None.")
         self.scale = scale
         self.no_label = denoiser.num_classes
 
@@ -43,35 +38,25 @@ class GuidedDenoiser(Denoiser):
         doubled = {key: x.repeat(2, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) else x for key, x in cond.items()}
         doubled["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.no_label)])
         x_t, t = torch.cat([x_t, x_t]), t.expand(batch).repeat(2)
-        output, fraction = self._output(x_t, t, doubled)
-        with_label, without_label = self._x0_hat(output, x_t, t).chunk(2)
+        _, x0_hat, fraction = self._call(x_t, t, doubled)
+        with_label, without_label = x0_hat.chunk(2)
         x0_hat = without_label + self.scale * (with_label - without_label)
         return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, None if fraction is None else fraction[:batch])
 
 
 @dataclass(frozen=True)
 class LabelDropout:
-    """Replaces training labels by "no label" at random, which classifier-free guidance needs.
+    """Replaces training labels by "no label" at random, which classifier-free guidance needs."""
 
-    Args:
-        probability: The probability of a replacement, in [0, 1).
-        num_classes: The number of classes, which is also the value of "no label"; None for an unconditional network.
-
-    Raises:
-        ValueError: If the probability is out of range, or positive without classes.
-    """
-
-    probability: float
-    num_classes: int | None
+    probability: float  # of a replacement, in [0, 1)
+    num_classes: int | None  # also the value of "no label"; None for an unconditional network
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         if not 0 <= self.probability < 1:
             raise ValueError(f"label_dropout = {self.probability} must be in [0, 1).")
         if self.probability > 0 and self.num_classes is None:
-            raise ValueError(
-                f"label_dropout = {self.probability} needs a class-conditional network: set its num_classes."
-            )
+            raise ValueError(f"label_dropout = {self.probability} needs a class-conditional network: set num_classes.")
 
     def __call__(self, cond: dict[str, Any]) -> dict[str, Any]:
         """Returns the keyword arguments with some labels replaced; draws from torch's global CPU generator."""

@@ -17,45 +17,28 @@ TERMS = ("prior", "diffusion", "reconstruction", "total")
 
 @dataclass(frozen=True)
 class Entry:
-    """A term of the ledger, per dimension, in the unit of the report.
+    """A term of the ledger, per dimension, in the unit of the report."""
 
-    Attributes:
-        value: The mean over the images.
-        se_images: The standard error over the choice of images; it includes the noise of each estimate.
-        se_noise: The standard error over the noise with the images fixed. The reconstruction has one draw for each
-            image, which cannot separate the two, so `se_images` is the upper limit.
-    """
-
-    value: float
-    se_images: float
+    value: float  # the mean over the images
+    se_images: float  # the standard error over the choice of images; it includes the noise of each estimate
+    # The standard error over the noise with the images fixed. The reconstruction has one draw for each image, which
+    # cannot separate the two, so `se_images` is the upper limit.
     se_noise: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """The bound of a dataset.
+    """The bound of a dataset."""
 
-    Attributes:
-        unit: ``"bits/dim"``, or ``"nats/dim"`` for real-valued data.
-        terms: An entry for each of prior, diffusion, reconstruction and total.
-        baseline: The code length of the same images under an independent histogram for each pixel, or None.
-        num_images: The number of images.
-        num_calls: The number of network calls for each image.
-        profile: Each KL term for t = 2..T; they sum to the diffusion term.
-        visits: The number of network calls at each t = 1..T.
-        kl: The mean of each KL term over those calls, t = 2..T, None without a call.
-        x0_mse: The mean of ``|x0_hat - x_0|^2`` per dimension for t = 1..T, None without a call.
-    """
-
-    unit: str
-    terms: dict[str, Entry]
-    baseline: Entry | None
+    unit: str  # "bits/dim", or "nats/dim" for real-valued data
+    terms: dict[str, Entry]  # prior, diffusion, reconstruction and total
+    baseline: Entry | None  # the code length of the same images under an independent histogram for each pixel
     num_images: int
-    num_calls: int
-    profile: list[float]
-    visits: list[int]
-    kl: list[float | None]
-    x0_mse: list[float | None]
+    num_calls: int  # network calls for each image
+    profile: list[float]  # each KL term for t = 2..T; they sum to the diffusion term
+    visits: list[int]  # network calls at each t = 1..T
+    kl: list[float | None]  # the mean of each KL term over those calls, t = 2..T; None without a call
+    x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
 
     def key(self, split: str) -> str:
         """Returns the key of the total in the logs."""
@@ -93,9 +76,7 @@ class Report:
         lines += [f"{name:<24}{e.value:>10.4f}{e.se_images:>11.4f}{_se(e.se_noise):>11}" for name, e in rows]
         lines.insert(-1, "-" * len(lines[0]))
         if self.baseline is not None:
-            lines.append(
-                f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}{'':>11}"
-            )
+            lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
         lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
         return "\n".join(lines)
 
@@ -107,10 +88,8 @@ def _se(value: float) -> str:
 class Ledger:
     """Sums over images, in float64 on the CPU; the sums of several ranks add up to those of one.
 
-    Args:
-        num_steps: The number of steps T of the schedule.
-        num_calls: The number of network calls for each image.
-        discrete: Whether the decoder gives probabilities, so that the unit is bits.
+    The schedule has `num_steps` steps T, and each image takes `num_calls` network calls. A `discrete` decoder gives
+    probabilities, and the unit is bits.
     """
 
     def __init__(self, num_steps: int, num_calls: int, discrete: bool = True) -> None:
@@ -119,8 +98,7 @@ class Ledger:
         shapes: dict[str, tuple[int, ...]] = {
             "count": (),
             "dims": (),
-            "terms": (len(TERMS),),
-            "squared_terms": (len(TERMS),),
+            "moments": (2, len(TERMS) + 1),  # the sums and sums of squares of the terms and the baseline
             "differences": (num_calls // 2 if num_calls > 2 else 0,),
             "squared_differences": (),
             "profile": (num_steps - 1,),
@@ -128,31 +106,24 @@ class Ledger:
             "visits": (num_steps,),
             "kl": (num_steps - 1,),
             "squared_error": (num_steps,),
-            "baseline": (2,),
         }
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def update(self, bound: Bound, baseline: Tensor | None = None) -> None:
         """Adds the images of `bound`, and their code length in nats ``[B]`` under a baseline."""
         count = len(bound.prior)
-        terms = torch.stack([getattr(bound, name) for name in TERMS])
+        baseline = torch.zeros_like(bound.prior) if baseline is None else baseline.to(bound.prior)
+        values = torch.stack([*(getattr(bound, name) for name in TERMS), baseline])
         new = {
             "count": torch.tensor(count),
             "dims": torch.tensor(count * bound.dims),
-            "terms": terms.sum(1),
-            "squared_terms": (terms**2).sum(1),
-            "differences": bound.differences * count,
-            "squared_differences": bound.squared_differences * count,
-            "profile": bound.profile * count,
-            "second_moment": bound.second_moment * count,
-            "visits": bound.visits,
-            "kl": bound.kl,
-            "squared_error": bound.squared_error,
+            "moments": torch.stack([values.sum(1), (values**2).sum(1)]),
         }
-        if baseline is not None:
-            baseline = baseline.double().cpu()
-            new["baseline"] = torch.stack([baseline.sum(), (baseline**2).sum()])
-        self._sums |= {name: self._sums[name] + value for name, value in new.items()}
+        for name in ("differences", "squared_differences", "profile", "second_moment"):  # averages over the images
+            new[name] = getattr(bound, name) * count
+        for name in ("visits", "kl", "squared_error"):
+            new[name] = getattr(bound, name)
+        self._sums = {name: total + new[name] for name, total in self._sums.items()}
 
     def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Applies `reduce` to each sum, such as a sum over ranks."""
@@ -163,30 +134,25 @@ class Ledger:
         return self._sums["second_moment"] / self._sums["count"]
 
     def report(self) -> Report:
-        """Returns the report over all images.
-
-        Raises:
-            ValueError: If there are no images.
-        """
-        count = int(self._sums["count"])
+        """Returns the report over all images; a ValueError if there are none."""
+        sums, count = self._sums, int(self._sums["count"])
         if count == 0:
             raise ValueError("the ledger has no images: the validation or test split of the data is empty.")
-        dims = int(self._sums["dims"]) // count
+        dims = int(sums["dims"]) // count
         scale = 1 / (dims * (math.log(2) if self.discrete else 1))
 
-        def entry(total: Tensor, total_of_squares: Tensor, se_noise: float) -> Entry:
-            mean = float(total) / count
-            variance = max(float(total_of_squares) / count - mean**2, 0.0)
+        def entry(total: float, total_of_squares: float) -> Entry:
+            mean = total / count
+            variance = max(total_of_squares / count - mean**2, 0.0)
             se_images = math.sqrt(variance / (count - 1)) * scale if count > 1 else math.nan
-            return Entry(mean * scale, se_images, se_noise)
+            return Entry(mean * scale, se_images, se_noise=0.0)
 
-        sums = self._sums
-        terms = {name: entry(sums["terms"][i], sums["squared_terms"][i], 0.0) for i, name in enumerate(TERMS)}
+        *entries, baseline = [entry(*column) for column in sums["moments"].T.tolist()]
+        terms = dict(zip(TERMS, entries, strict=True))
         variance = noise_variance(sums["differences"] / count, sums["squared_differences"] / count, count)
         noise = {"diffusion": math.sqrt(variance / count) * scale}
         noise["reconstruction"] = terms["reconstruction"].se_images
         noise["total"] = math.hypot(*noise.values())
-        baseline = entry(sums["baseline"][0], sums["baseline"][1], 0.0)
         return Report(
             unit="bits/dim" if self.discrete else "nats/dim",
             terms={name: replace(value, se_noise=noise.get(name, 0.0)) for name, value in terms.items()},
@@ -205,14 +171,9 @@ def _means(totals: Tensor, counts: Tensor) -> list[float | None]:
 
 
 def histogram_nats(histogram: Tensor, x_0: Tensor) -> Tensor:
-    """Returns the code length of images under an independent histogram for each pixel, with add-one smoothing.
+    """Returns the code length of images under an independent histogram for each pixel, in nats ``[B]`` on the CPU.
 
-    Args:
-        histogram: Counts, ``[levels, C, H, W]``.
-        x_0: Images in [-1, 1] on the grid of those levels, ``[B, C, H, W]``.
-
-    Returns:
-        Nats for each image, ``[B]`` on the CPU.
+    The `histogram` has counts ``[levels, C, H, W]``, to which one is added; `x_0` is ``[B, C, H, W]`` on those levels.
     """
     counts = histogram.cpu().double() + 1
     level = ((x_0.cpu() + 1) / 2 * (len(counts) - 1)).round().long()

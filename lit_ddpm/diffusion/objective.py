@@ -28,13 +28,9 @@ from lit_ddpm.diffusion.weighting import UniformWeighting, Weighting, kl_constan
 
 
 class Objective(Configurable, ABC):
-    """A loss for each sample of a prediction.
+    """A loss for each sample of a prediction."""
 
-    Attributes:
-        decoder: The likelihood at t = 1, or None for an objective without one.
-    """
-
-    decoder: Decoder | None = None
+    decoder: Decoder | None = None  # the likelihood at t = 1; None for an objective without one
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
@@ -48,13 +44,6 @@ class Objective(Configurable, ABC):
         return self
 
 
-def _check_variance_is_given(objective: Objective, denoiser: Denoiser) -> None:
-    if denoiser.variance == "learned":
-        raise ValueError(
-            f"variance = 'learned' is not trained by {type(objective).__name__}: use PosteriorKL or HybridObjective."
-        )
-
-
 @dataclass(eq=False)
 class PosteriorKL(Objective):
     """The full form: the KL of the two Gaussians at t >= 2, and the decoder's likelihood at t = 1; nats per dimension.
@@ -63,11 +52,8 @@ class PosteriorKL(Objective):
     exact without the knowledge that their x_t terms cancel.
 
     Args:
-        decoder: The likelihood at t = 1, where the true posterior has no variance and there is no KL. `DDPM` fills in
-            its own decoder.
-
-    Raises:
-        ValueError: In a call, if a sample has t = 1 and there is no decoder.
+        decoder: The likelihood at t = 1, where the true posterior has no variance and there is no KL; required in a
+            call with t = 1. `DDPM` fills in its own decoder.
     """
 
     decoder: Decoder | None = None
@@ -75,14 +61,13 @@ class PosteriorKL(Objective):
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         x_0, x_t, x0_hat = (to_float64(x) for x in (pred.x_0, pred.x_t, pred.x0_hat))
-        t_is_1 = pred.t == 1
         q = q_posterior(denoiser.schedule, x_t, x_0, pred.t.clamp(min=2))
         p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
-        if bool(t_is_1.any()):
+        rows = (pred.t == 1).nonzero().flatten().to(x_0.device)
+        if len(rows) > 0:
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
-            rows = t_is_1.nonzero().flatten().to(x_0.device)
             fraction = pred.fraction[rows] if pred.fraction is not None else None
             p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, fraction=fraction)
             nll = -self.decoder.log_prob(x_0[rows], p)
@@ -94,13 +79,19 @@ class PosteriorKL(Objective):
         return self if self.decoder is not None else replace(self, decoder=decoder)
 
 
-@dataclass(eq=False)
-class X0MSE(Objective):
-    """The simplified form: a weight times the mean squared error of x0_hat, per dimension.
+class _MeanObjective(Objective):
+    """An objective that trains the mean of ``p_theta``, but not its variance."""
 
-    Args:
-        weighting: The weight for each t; `UniformWeighting` if None.
-    """
+    @override
+    def check(self, denoiser: Denoiser) -> None:
+        if denoiser.variance == "learned":
+            name = type(self).__name__
+            raise ValueError(f"variance = 'learned' is not trained by {name}: use PosteriorKL or HybridObjective.")
+
+
+@dataclass(eq=False)
+class X0MSE(_MeanObjective):
+    """The simplified form: a weight, uniform if None, times the mean squared error of x0_hat per dimension."""
 
     weighting: Weighting | None = None
 
@@ -109,23 +100,15 @@ class X0MSE(Objective):
         error = (to_float64(pred.x0_hat) - to_float64(pred.x_0)) ** 2
         return (self.weighting or UniformWeighting())(denoiser, pred.t).to(error) * error.flatten(1).mean(1)
 
-    @override
-    def check(self, denoiser: Denoiser) -> None:
-        _check_variance_is_given(self, denoiser)
-
 
 @dataclass(eq=False)
-class PredictionMSE(Objective):
+class PredictionMSE(_MeanObjective):
     """The mean squared error of the network's output, per dimension; with `EpsParametrization` L_simple of Ho et al."""
 
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         target = denoiser.parametrization.target(denoiser.schedule, pred.x_0, pred.eps, pred.t)
         return ((pred.output - target) ** 2).flatten(1).mean(1)
-
-    @override
-    def check(self, denoiser: Denoiser) -> None:
-        _check_variance_is_given(self, denoiser)
 
 
 @dataclass(eq=False)
@@ -137,10 +120,7 @@ class HybridObjective(Objective):
     Args:
         simple: The loss of the mean; `PredictionMSE` if None.
         weight: The weight of the bound's KL, nats per dimension summed over t.
-        decoder: The likelihood at t = 1, see `PosteriorKL`.
-
-    Raises:
-        ValueError: If the weight is not positive; in `check`, if the denoiser's variance is not learned.
+        decoder: See `PosteriorKL`.
     """
 
     simple: Objective | None = None
@@ -170,18 +150,11 @@ class HybridObjective(Objective):
 
 
 class TrainingLoss(NamedTuple):
-    """The loss of a batch and what it was computed from.
+    """The loss of a batch and what it was computed from."""
 
-    Attributes:
-        loss: The weighted mean of the losses, a scalar in float32.
-        losses: The objective of each sample, ``[B]``.
-        weight: The weight of each sample from the timestep sampler, float64 ``[B]`` on the CPU.
-        pred: The prediction of the denoiser.
-    """
-
-    loss: Tensor
-    losses: Tensor
-    weight: Tensor
+    loss: Tensor  # the weighted mean of the losses, a scalar
+    losses: Tensor  # the objective of each sample, [B]
+    weight: Tensor  # from the timestep sampler, float64 [B] on the CPU
     pred: Prediction
 
 
@@ -194,26 +167,15 @@ def training_loss(
 ) -> TrainingLoss:
     """Draws timesteps and noise from torch's global generators and returns the loss of a batch; one network call.
 
-    ``training_loss(denoiser, x_0).loss.backward()`` is a training step without Lightning.
-
-    Args:
-        denoiser: The model.
-        x_0: The clean images, floating point ``[B, ...]``, on the device of the network.
-        objective: The loss of a sample; `PredictionMSE` if None.
-        timesteps: The distribution of t; `UniformTimesteps` if None.
-        **cond: Keyword arguments of the network.
-
-    Raises:
-        TypeError: If `x_0` is not floating point.
+    ``training_loss(denoiser, x_0).loss.backward()`` is a training step without Lightning, with floating-point images
+    `x_0` ``[B, ...]`` on the device of the network. The defaults are `PredictionMSE` and `UniformTimesteps`.
     """
     if not x_0.is_floating_point():
         raise TypeError(f"x_0 must be floating point, such as pixels scaled to [-1, 1]; its dtype is {x_0.dtype}.")
-    objective = objective if objective is not None else PredictionMSE()
-    timesteps = timesteps if timesteps is not None else UniformTimesteps()
-    t, weight = timesteps.sample(len(x_0), denoiser.schedule.num_steps)
+    t, weight = (timesteps or UniformTimesteps()).sample(len(x_0), denoiser.schedule.num_steps)
     pred = denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
-    losses = objective(denoiser, pred)
-    return TrainingLoss((weight.to(losses) * losses).mean().float(), losses, weight, pred)
+    losses = (objective or PredictionMSE())(denoiser, pred)
+    return TrainingLoss((weight.to(losses) * losses).mean(), losses, weight, pred)
 
 
 @torch.no_grad()

@@ -21,13 +21,9 @@ from lit_ddpm.diffusion.schedule import Schedule, expand_like
 
 
 class Parametrization(Configurable, ABC):
-    """The map between the network's output and the clean image.
+    """The map between the network's output and the clean image."""
 
-    Attributes:
-        needs_signal: Whether the map divides by the signal in x_t; if so, it is undefined where SNR(T) is zero.
-    """
-
-    needs_signal = False
+    needs_signal = False  # whether the map divides by the signal in x_t, and so is undefined where SNR(T) is zero
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:

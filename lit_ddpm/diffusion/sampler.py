@@ -29,9 +29,6 @@ class Sampler(Configurable, ABC):
     Args:
         num_steps: The number of reverse steps; all T of the schedule if None.
         chunk_size: The images of a chunk. Another size gives other images.
-
-    Raises:
-        ValueError: If either number is less than 1.
     """
 
     num_steps: int | None
@@ -54,17 +51,12 @@ class Sampler(Configurable, ABC):
         """
 
     def timesteps(self, schedule: Schedule) -> list[int]:
-        """Returns the timesteps of a trajectory from T down to 0, evenly spaced.
-
-        Raises:
-            ValueError: If the sampler has more steps than the schedule.
-        """
-        num_steps = schedule.num_steps if self.num_steps is None else self.num_steps
-        if num_steps > schedule.num_steps:
-            raise ValueError(
-                f"num_steps = {num_steps} of {type(self).__name__} must be at most the schedule's {schedule.num_steps}."
-            )
-        grid = torch.linspace(schedule.num_steps, 0, num_steps + 1, dtype=torch.float64)
+        """Returns the timesteps of a trajectory from T down to 0, evenly spaced."""
+        T = schedule.num_steps
+        num_steps = T if self.num_steps is None else self.num_steps
+        if num_steps > T:
+            raise ValueError(f"num_steps = {num_steps} of {type(self).__name__} must be at most the schedule's {T}.")
+        grid = torch.linspace(T, 0, num_steps + 1, dtype=torch.float64)
         return [int(t) for t in grid.round()]
 
     def trajectory(
@@ -81,17 +73,10 @@ class Sampler(Configurable, ABC):
     def __call__(
         self, denoiser: Denoiser, shape: Sequence[int], seed: int = 0, first_index: int = 0, **cond: Any
     ) -> Tensor:
-        """Draws the images `first_index` to ``first_index + shape[0] - 1`` of a seed.
+        """Draws the images `first_index` to ``first_index + B - 1`` of a seed, for a `shape` of ``(B, ...)``.
 
-        Args:
-            denoiser: The model; it runs in evaluation mode and without gradients.
-            shape: The shape of the result, ``(B, ...)``.
-            seed: The seed of the noise.
-            first_index: The index of the first image.
-            **cond: Keyword arguments of the network; a tensor of length B has one entry for each image.
-
-        Returns:
-            The images, ``[B, ...]``, on the device of the denoiser; not clipped unless the denoiser clips.
+        The denoiser runs in evaluation mode and without gradients, and the images are on its device; they are clipped
+        only if it clips. A tensor of length B in `cond` has one entry for each image.
         """
         count, image_shape = shape[0], tuple(shape[1:])
         device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
@@ -137,12 +122,7 @@ class DDIMSampler(Sampler):
     ``eta^2 sigma_q^2``.
 
     Args:
-        num_steps: The number of reverse steps, see `Sampler`.
         eta: 0 is deterministic; 1 is the ancestral sampler with the posterior variance.
-        chunk_size: The images of a chunk, see `Sampler`.
-
-    Raises:
-        ValueError: If eta is not in [0, 1].
     """
 
     num_steps: int | None = None

@@ -22,23 +22,11 @@ from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
 
-SNR_WARNING = 0.01
-"""A final signal-to-noise ratio above this leaves a trace of the image in x_T, but sampling starts from pure noise."""
+SNR_WARNING = 0.01  # above it, x_T shows a trace of the image, but sampling starts from pure noise
 
 
 def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Tensor:
-    """Returns `t` as an int64 tensor on the CPU after checking its type and range.
-
-    Args:
-        t: A timestep, or a tensor of timesteps of any integer dtype.
-        low: The smallest timestep allowed.
-        high: The largest timestep allowed.
-        name: The name of `t` in error messages.
-
-    Raises:
-        TypeError: If `t` is not an integer or a tensor of integers.
-        ValueError: If any timestep lies outside `low`..`high`.
-    """
+    """Returns `t` as an int64 tensor on the CPU, after checking that it holds integers in `low`..`high`."""
     if isinstance(t, Tensor):
         if t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool:
             raise TypeError(f"{name} must contain integers, such as a LongTensor; its dtype is {t.dtype}.")
@@ -56,9 +44,8 @@ def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Te
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshapes a coefficient, a scalar or one value a sample ``[B]``, to multiply `x` ``[B, ...]`` on its device."""
     coefficient = coefficient.to(torch.promote_types(x.dtype, torch.float32)).to(x.device, non_blocking=True)
-    return (
-        coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
-    )
+    ones = (1,) * (x.ndim - coefficient.ndim) if coefficient.ndim else ()
+    return coefficient.reshape(coefficient.shape + ones)
 
 
 class Schedule(Configurable, ABC):
@@ -71,9 +58,6 @@ class Schedule(Configurable, ABC):
         num_steps: The number of steps T.
         zero_terminal_snr: Rescale the schedule so that ``alpha_bar(T) = 0`` exactly and ``alpha_bar(1)`` is unchanged
             (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1).
-
-    Raises:
-        ValueError: If `num_steps` is less than 2 or a beta lies outside (0, 1].
     """
 
     num_steps: int
@@ -111,7 +95,7 @@ class Schedule(Configurable, ABC):
 
     @abstractmethod
     def betas(self) -> Tensor:
-        """Returns the step variances beta_1..beta_T, float64 ``[T]``, before any rescaling."""
+        """Returns the step variances beta_1..beta_T in (0, 1], float64 ``[T]``, before any rescaling."""
 
     def log_alpha_bar(self, t: int | Tensor) -> Tensor:
         """Returns ``log(alpha_bar(t))`` for t in 0..T; minus infinity where alpha_bar is 0."""
@@ -145,13 +129,12 @@ class Schedule(Configurable, ABC):
 class LinearSchedule(Schedule):
     """Betas that increase linearly, scaled by ``1000 / num_steps`` (Ho et al. 2020, section 4).
 
-    The scaling keeps the total noise of the 1,000-step schedule for any number of steps.
+    The scaling keeps the total noise of the 1,000-step schedule for any number of steps. With the default ends, fewer
+    than 20 steps would need a beta above 1.
 
     Args:
-        num_steps: The number of steps T; fewer than 20 would need a beta above 1 with the default ends.
         beta_start: The first beta of the 1,000-step schedule.
         beta_end: The last beta of the 1,000-step schedule.
-        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -177,10 +160,8 @@ class CosineSchedule(Schedule):
     :math:`\bar\alpha_t \propto \cos^2\left(\frac{t/T + s}{1 + s} \frac{\pi}{2}\right)`.
 
     Args:
-        num_steps: The number of steps T.
         offset: The paper's s, which keeps the first betas from vanishing.
         max_beta: The cap on every beta.
-        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -200,12 +181,10 @@ class SigmoidSchedule(Schedule):
     """alpha_bar as a sigmoid that falls in time (Jabri et al. 2022; Chen 2023, section 2).
 
     Args:
-        num_steps: The number of steps T.
         start: The argument of the sigmoid at t = 0.
         end: The argument of the sigmoid at t = T.
         temperature: The width of the sigmoid; a smaller one is steeper in the middle.
         max_beta: The cap on every beta.
-        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -233,11 +212,9 @@ class LogSNRSchedule(Schedule):
     """log SNR as a line from `log_snr_start` at t = 1 down to `log_snr_end` at t = T (Kingma et al. 2021, VDM).
 
     Args:
-        num_steps: The number of steps T.
         log_snr_start: ``log SNR(1)``. The last noise that is removed has a standard deviation of about
             ``exp(-log_snr_start / 2)``; compare it with half the distance of two pixel levels, ``1 / (levels - 1)``.
         log_snr_end: ``log SNR(T)``.
-        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
     """
 
     num_steps: int = 1000
@@ -260,12 +237,7 @@ class LogSNRSchedule(Schedule):
 
 @dataclass(eq=False)
 class BetaSchedule(Schedule):
-    """A schedule of given betas.
-
-    Args:
-        values: The T step variances, each in (0, 1].
-        zero_terminal_snr: Rescale to ``alpha_bar(T) = 0``, see `Schedule`.
-    """
+    """A schedule of T given betas."""
 
     num_steps: int = field(init=False)
     values: Sequence[float] | Tensor = field(repr=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
@@ -13,18 +13,12 @@ from lit_ddpm._internal.config import Configurable
 
 
 class TimestepSampler(Configurable, ABC):
-    """A distribution over 1..T with the weights that make the batch average an unbiased average over uniform t.
+    """A distribution over 1..T with the weights that make the batch average an unbiased average over uniform t."""
 
-    Attributes:
-        uses_losses: Whether the distribution depends on past losses. If so, training passes them to `update`.
-    """
-
-    uses_losses = False
+    uses_losses = False  # whether the distribution depends on past losses, which training then passes to `update`
 
     @abstractmethod
-    def sample(
-        self, batch_size: int, num_steps: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draws ``(t, weight)``: int64 ``[B]`` in 1..T and float64 ``[B]`` of expectation 1, both on the CPU."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:
@@ -43,9 +37,7 @@ class UniformTimesteps(TimestepSampler):
     """Independent uniform draws (Ho et al. 2020, algorithm 1)."""
 
     @override
-    def sample(
-        self, batch_size: int, num_steps: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         t = torch.randint(1, num_steps + 1, (batch_size,), generator=generator)
         return t, torch.ones(batch_size, dtype=torch.float64)
 
@@ -58,9 +50,7 @@ class StratifiedTimesteps(TimestepSampler):
     """
 
     @override
-    def sample(
-        self, batch_size: int, num_steps: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         offset = torch.rand((), generator=generator, dtype=torch.float64)
         position = (torch.arange(batch_size, dtype=torch.float64) + offset) / batch_size
         t = 1 + (position * num_steps).long().clamp(max=num_steps - 1)
@@ -76,9 +66,6 @@ class ImportanceTimesteps(TimestepSampler):
     Args:
         history: The number of losses that are kept for each t.
         uniform_share: The probability of a uniform draw, so that every t remains possible.
-
-    Raises:
-        ValueError: If a setting is out of range.
     """
 
     history: int = 10
@@ -103,9 +90,7 @@ class ImportanceTimesteps(TimestepSampler):
         return (1 - self.uniform_share) * rms / rms.sum() + self.uniform_share * uniform
 
     @override
-    def sample(
-        self, batch_size: int, num_steps: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         if len(self._counts) != num_steps:
             self._losses = torch.zeros(num_steps, self.history, dtype=torch.float64)
             self._counts = torch.zeros(num_steps, dtype=torch.int64)

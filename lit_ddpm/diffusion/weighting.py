@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm.diffusion.denoiser import Denoiser, Variance, check_variance, model_variance
+from lit_ddpm.diffusion.denoiser import Denoiser, Variance, model_variance
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
 from lit_ddpm.diffusion.schedule import Schedule
 
@@ -19,11 +19,7 @@ def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posteri
     With variance ``"posterior"`` and t >= 2 it equals ``(SNR(t-1) - SNR(t)) / 2``. At t = 1, where there is no KL,
     it is ``1 / (2 beta_1)``, the weight of a Gaussian decoder. With variance ``"beta"`` the KL is this weight times the
     x0-MSE plus `kl_constant`.
-
-    Raises:
-        ValueError: If t lies outside 1..T or `variance` is unknown.
     """
-    check_variance(variance)
     c = posterior_coefficients(schedule, t)
     return c.c_0**2 / (2 * model_variance(c.var, c.beta, variance))
 
@@ -33,7 +29,6 @@ def kl_constant(schedule: Schedule, t: int | Tensor, variance: Variance = "poste
 
     The constant is 0 for ``"posterior"``. At t = 1 it is 0 by convention.
     """
-    check_variance(variance)
     c = posterior_coefficients(schedule, t)
     ratio = torch.where(c.var > 0, c.var / model_variance(c.var, c.beta, variance), 1)
     return 0.5 * (ratio - 1 - ratio.log())
@@ -76,11 +71,7 @@ class SNRWeighting(Weighting):
 
 @dataclass(eq=False)
 class MinSNRWeighting(Weighting):
-    """``min(SNR(t), gamma)`` (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
-
-    Args:
-        gamma: The upper limit of the weight; must be positive.
-    """
+    """``min(SNR(t), gamma)`` (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy")."""
 
     gamma: float = 5.0
 

@@ -34,9 +34,6 @@ class DigitsFeatures(FeatureExtractor):
     """The bundled classifier of scikit-learn's digits, for `DigitsDataModule`: 64 features, ten classes.
 
     It was trained on the default training split. Its FID is not comparable with an Inception FID.
-
-    Raises:
-        ValueError: In a call, if the images are not ``[B, 1, 8, 8]``.
     """
 
     name = "digits"

@@ -11,20 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lit_ddpm._internal.config import public_path
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """An extractor that loads its weights at the first call.
+    """An extractor that loads its weights at the first call."""
 
-    Attributes:
-        name: The name in the keys of the logs: ``sample/fid_<name>``.
-        resize: The resizing of the images, for the protocol.
-    """
-
-    name: str
-    resize: str = "none"
+    name: str  # in the keys of the logs: ``sample/fid_<name>``
+    resize: str = "none"  # how it resizes the images, for the protocol
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,13 +40,7 @@ class FeatureExtractor(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class ExtractorInfo:
-    """The identity of an extractor, for the protocol of its metrics.
-
-    Attributes:
-        name: The extractor's ``name``, or its class in lower case.
-        resize: The extractor's ``resize``, or "none stated".
-        fingerprint: Eight digits of the SHA-256 of its class and weights.
-    """
+    """The identity of an extractor, for the protocol of its metrics."""
 
     name: str
     resize: str
@@ -58,15 +48,12 @@ class ExtractorInfo:
 
     @classmethod
     def of(cls, extractor: nn.Module) -> "ExtractorInfo":
-        """Reads the attributes and the weights of an extractor."""
-        return cls(
-            name=str(getattr(extractor, "name", type(extractor).__name__.lower())),
-            resize=str(getattr(extractor, "resize", "none stated")),
-            fingerprint=fingerprint_of(extractor),
-        )
+        """Reads an extractor; without a ``name`` it is named after its class."""
+        name = getattr(extractor, "name", type(extractor).__name__.lower())
+        return cls(str(name), str(getattr(extractor, "resize", "none stated")), fingerprint_of(extractor))
 
+    @override
     def __str__(self) -> str:
-        """Returns the name and the fingerprint."""
         return f"{self.name} ({self.fingerprint})"
 
 
@@ -81,11 +68,7 @@ def fingerprint_of(module: nn.Module) -> str:
 
 @torch.no_grad()
 def extract(extractor: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Returns float32 features ``[B, D]`` and logits ``[B, K]``, if any, of uint8 images, computed outside autocast.
-
-    Raises:
-        ValueError: If the extractor returns anything else.
-    """
+    """Returns float32 features ``[B, D]`` and logits ``[B, K]``, if any, of uint8 images, computed outside autocast."""
     with torch.autocast(images.device.type, enabled=False):
         result = extractor(images)
     features, logits = result if isinstance(result, tuple | list) else (result, None)

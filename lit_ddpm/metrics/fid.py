@@ -24,19 +24,12 @@ KID_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class RealStatistics:
-    """The statistics of the real images for FID and KID.
+    """The statistics of the real images: sums over all of them for the FID, features for the KID."""
 
-    Attributes:
-        total: The sum of the features, float64 ``[D]``.
-        products: The sum of their outer products, float64 ``[D, D]``.
-        num_images: The number of images in both sums.
-        features: The features of some or all of the images, ``[M, D]``.
-    """
-
-    total: Tensor
-    products: Tensor
-    num_images: int
-    features: Tensor
+    total: Tensor  # the sum of the features, float64 [D]
+    products: Tensor  # the sum of their outer products, float64 [D, D]
+    num_images: int  # in both sums
+    features: Tensor  # of some or all of the images, [M, D]
 
     @staticmethod
     def of_features(features: Tensor) -> "RealStatistics":
@@ -52,24 +45,18 @@ class RealStatistics:
 
     @staticmethod
     def load(path: Path, origin: dict[str, Any]) -> "RealStatistics":
-        """Reads a file.
-
-        Raises:
-            ValueError: If the file is damaged, or belongs to other images or another extractor than `origin`.
-        """
+        """Reads a file; raises a ValueError if it is damaged or has another `origin`."""
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
+                tensors = {name: file.get_tensor(name) for name in ("total", "products", "features")}
             found = json.loads(metadata.get("origin", "{}"))
             stored = RealStatistics(num_images=int(metadata.get("num_images", 0)), **tensors)
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            found, reason = None, f"it cannot be read ({error})"
-        if found is not None:
             different = [name for name in {**found, **origin} if found.get(name) != origin.get(name)]
-            reason = f"it has another {', '.join(different)}" if different else ""
-        if reason:
+            reason = f"it has another {', '.join(different)}" if different else None
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
+            reason = f"it cannot be read ({error})"
+        if reason is not None:
             raise ValueError(
                 f"the statistics of real images in {path} do not belong to this data and extractor: {reason}; "
                 "remove the file, or set another cache_dir."
@@ -86,39 +73,25 @@ def sample_metrics(
     is_splits: int = 10,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Computes FID, KID and IS of generated images.
+    """Computes the metrics of generated images from their features ``[N, D]`` and class logits ``[N, K]``.
 
-    Args:
-        real: The statistics of the real images.
-        features: The features of the generated images, ``[N, D]``.
-        logits: Their class logits, ``[N, K]``, for the IS; without them it is left out.
-        kid_subsets: The number of subsets of the KID.
-        kid_subset_size: The images of a subset, at most the number of real and of generated images.
-        is_splits: The number of splits of the IS.
-        seed: The seed of subsets and splits; the global generators are not changed.
-
-    Returns:
-        ``fid``, ``kid``, its standard deviation over the subsets ``kid_std``, and ``is``. All are NaN if a feature is
-        not finite. The FID is also NaN if the covariances are too degenerate, as those of a few images can be.
+    Returns ``fid``, ``kid``, its standard deviation over the subsets ``kid_std`` and, with logits, ``is``. All are NaN
+    if a feature is not finite. The FID is also NaN if the covariances are too degenerate, as those of a few images can
+    be. A subset of the KID has `kid_subset_size` images, at most the number of real and of generated images. Subsets
+    and splits depend on `seed` only, and the global generators are not changed.
     """
     features = features.double().cpu()
     if not bool(torch.isfinite(features).all()):
         return dict.fromkeys(("fid", "kid", "kid_std") + (("is",) if logits is not None else ()), float("nan"))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `.*` will save all extracted features")
-        warnings.filterwarnings(
-            "ignore", r"std\(\): degrees of freedom"
-        )  # a single split has no deviation, and it is not used
+        warnings.filterwarnings("ignore", r"std\(\): degrees of freedom")  # the IS of a single split has no deviation
         torch.manual_seed(key_to_seed("metrics", seed))
-        fid = FrechetInceptionDistance(_Features(features.shape[1]), sync_on_compute=False)
-        fid.real_features_sum, fid.real_features_cov_sum = real.total, real.products
-        fid.real_features_num_samples = torch.tensor(real.num_images)
-        fid.update(features, real=False)
         kid = KernelInceptionDistance(nn.Identity(), kid_subsets, kid_subset_size, sync_on_compute=False)
         kid.update(real.features.double().cpu(), real=True)
         kid.update(features, real=False)
         kid_mean, kid_std = kid.compute()
-        values = {"fid": _compute_fid(fid), "kid": float(kid_mean), "kid_std": float(kid_std)}
+        values = {"fid": _fid(real, features), "kid": float(kid_mean), "kid_std": float(kid_std)}
         if logits is not None:
             score = InceptionScore(nn.Identity(), is_splits, sync_on_compute=False)
             score.update(logits.double().cpu())
@@ -126,11 +99,15 @@ def sample_metrics(
     return values
 
 
-def _compute_fid(fid: FrechetInceptionDistance) -> float:
-    """Returns the FID, or NaN where the covariances are too degenerate for its matrix square root."""
+def _fid(real: RealStatistics, features: Tensor) -> float:
+    """Returns the FID, or NaN if the covariances are too degenerate for its matrix square root."""
+    fid = FrechetInceptionDistance(_Features(features.shape[1]), sync_on_compute=False)
+    fid.real_features_sum, fid.real_features_cov_sum = real.total, real.products
+    fid.real_features_num_samples = torch.tensor(real.num_images)
+    fid.update(features, real=False)
     try:
         return float(fid.compute())
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not export it explicitly
         return float("nan")
 
 

@@ -23,8 +23,8 @@ class InceptionFeatures(FeatureExtractor):
             published one the name is ``inception_<digits>``, since its metrics are not comparable with others.
 
     Raises:
-        ValueError: If `weights_sha256` is too short; at the first call, if the weights are missing and cannot be
-            downloaded, have another SHA-256 or do not fit the network, or the images do not have 1 or 3 channels.
+        ValueError: At the first call, if the weights are missing and cannot be downloaded, have another SHA-256 or do
+            not fit the network.
     """
 
     resize = "299x299, bilinear as in TensorFlow 1, antialias=False"
@@ -42,7 +42,9 @@ class InceptionFeatures(FeatureExtractor):
     def load(self) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        path = self._weights_file()
+        path = _published_weights() if self.weights_path is None else Path(self.weights_path)
+        if not path.is_file():
+            raise ValueError(f"weights_path = {path} of InceptionFeatures does not exist.")
         digest = sha256_of(path)
         if not digest.startswith(self.weights_sha256):
             raise ValueError(
@@ -59,28 +61,26 @@ class InceptionFeatures(FeatureExtractor):
             ) from None
         return network
 
-    def _weights_file(self) -> Path:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        if self.weights_path is not None:
-            if not Path(self.weights_path).is_file():
-                raise ValueError(f"weights_path = {self.weights_path} of InceptionFeatures does not exist.")
-            return Path(self.weights_path)
-        url = str(URL_INCEPTION_V3)
-        path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-        if not path.is_file():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256)
-            except (OSError, RuntimeError) as error:
-                raise ValueError(
-                    f"the Inception weights could not be downloaded ({error}): download {url} elsewhere and put it at "
-                    f"{path}, or set weights_path of InceptionFeatures."
-                ) from None
-        return path
-
     @override
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1] not in (1, 3):
             raise ValueError(f"InceptionFeatures takes images of 1 or 3 channels, not {images.shape[1]}.")
         return super().forward(images.expand(-1, 3, -1, -1))
+
+
+def _published_weights() -> Path:
+    """Returns the file in torch's hub directory, and downloads it if it is missing."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    url = str(URL_INCEPTION_V3)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"the Inception weights could not be downloaded ({error}): download {url} elsewhere and put it at "
+                f"{path}, or set weights_path of InceptionFeatures."
+            ) from None
+    return path

@@ -30,9 +30,6 @@ class UNet(Configurable, nn.Module):
         fourier_features: Exponents n of the additional input channels ``sin(2^n pi x)`` and ``cos(2^n pi x)``, which
             resolve neighboring pixel levels (Kingma et al. 2021, appendix C).
         activation_checkpointing: Recompute each block in the backward pass to save memory.
-
-    Raises:
-        ValueError: If a number above is out of range.
     """
 
     def __init__(
@@ -54,10 +51,8 @@ class UNet(Configurable, nn.Module):
         if not multipliers or min(multipliers) < 1:
             raise ValueError(f"multipliers = {list(multipliers)} of UNet must be one or more numbers of at least 1.")
         if not set(attention_levels) <= set(range(len(multipliers))):
-            raise ValueError(
-                f"attention_levels = {list(attention_levels)} of UNet must be among 0..{len(multipliers) - 1}, "
-                "one for each multiplier."
-            )
+            levels = f"0..{len(multipliers) - 1}, one for each multiplier"
+            raise ValueError(f"attention_levels = {list(attention_levels)} of UNet must be among {levels}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout = {dropout} of UNet must be in [0, 1).")
         self.in_channels = in_channels
@@ -78,32 +73,26 @@ class UNet(Configurable, nn.Module):
         # The last entry means "no label".
         self.label_embedding = nn.Embedding(num_classes + 1, emb_width) if num_classes is not None else None
 
-        def block(level: int, channels: int) -> UNetBlock:
-            heads = max(1, widths[level] // head_channels) if level in attention_levels else 0
-            return UNetBlock(channels, widths[level], emb_width, dropout, heads)
+        def block(channels: int, new_channels: int, attend: bool) -> UNetBlock:
+            num_heads = max(1, new_channels // head_channels) if attend else 0
+            return UNetBlock(channels, new_channels, emb_width, dropout, num_heads)
 
         self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier_features)), width, 3, padding=1)
         self.down = nn.ModuleList()
         channels, skips = width, [width]
         for level in range(len(widths)):
             if level > 0:
-                self.down.append(Downsample(channels))
+                self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skips.append(channels)
             for _ in range(num_blocks):
-                self.down.append(block(level, channels))
+                self.down.append(block(channels, widths[level], level in attention_levels))
                 channels = widths[level]
                 skips.append(channels)
-        heads = max(1, channels // head_channels)
-        self.middle = nn.ModuleList(
-            [
-                UNetBlock(channels, channels, emb_width, dropout, heads),
-                UNetBlock(channels, channels, emb_width, dropout),
-            ]
-        )
+        self.middle = nn.ModuleList([block(channels, channels, attend=True), block(channels, channels, attend=False)])
         self.up = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for _ in range(num_blocks + 1):
-                self.up.append(block(level, channels + skips.pop()))
+                self.up.append(block(channels + skips.pop(), widths[level], level in attention_levels))
                 channels = widths[level]
             if level > 0:
                 self.up.append(Upsample(channels))
@@ -111,15 +100,9 @@ class UNet(Configurable, nn.Module):
         self.conv_out = zero_init(nn.Conv2d(channels, self.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Maps images to images.
+        """Maps ``[B, in_channels, H, W]`` and a number `t` for each image ``[B]`` to ``[B, out_channels, H, W]``.
 
-        Args:
-            x: Images, ``[B, in_channels, H, W]``.
-            t: A number for each image, ``[B]``.
-            label: Labels in ``0..num_classes - 1``, int64 ``[B]``, or None for "no label".
-
-        Returns:
-            ``[B, out_channels, H, W]``.
+        A `label` is int64 ``[B]`` in ``0..num_classes``, where `num_classes` means "no label", as None does.
         """
         emb = self.time_embedding(sinusoidal_embedding(t, self.width).to(x.dtype))
         if self.label_embedding is not None:
@@ -134,7 +117,7 @@ class UNet(Configurable, nn.Module):
         h = self.conv_in(torch.cat([x, *waves], dim=1))
         skips = [h]
         for layer in self.down:
-            h = self._run(layer, h, emb)
+            h = layer(h) if isinstance(layer, nn.Conv2d) else self._run(layer, h, emb)
             skips.append(h)
         for layer in self.middle:
             h = self._run(layer, h, emb)
@@ -147,12 +130,8 @@ class UNet(Configurable, nn.Module):
         return out
 
     def _run(self, layer: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        if isinstance(layer, Downsample):
-            out: Tensor = layer(h)
-        elif self.activation_checkpointing and self.training:
-            out = checkpoint(layer, h, emb, use_reentrant=False)
-        else:
-            out = layer(h, emb)
+        checkpointed = self.activation_checkpointing and self.training
+        out: Tensor = checkpoint(layer, h, emb, use_reentrant=False) if checkpointed else layer(h, emb)
         return out
 
 
@@ -202,13 +181,6 @@ class SelfAttention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
         out: Tensor = x + self.project(h)
         return out
-
-
-class Downsample(nn.Conv2d):
-    """Halves the size with a strided convolution; odd sizes are rounded up."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=1)
 
 
 class Upsample(nn.Module):

@@ -16,11 +16,7 @@ STATE_KEY = "lit_ddpm"
 
 
 def save_state(module: "DDPM", checkpoint: dict[str, Any]) -> None:
-    """Adds the state of a module's parts to a checkpoint, next to the weights.
-
-    Raises:
-        FloatingPointError: If a weight is not finite.
-    """
+    """Adds the state of a module's parts to a checkpoint, unless a weight is not finite."""
     check_weights_are_finite(module)
     checkpoint[STATE_KEY] = {
         "image_shape": None if module.image_shape is None else list(module.image_shape),
@@ -32,11 +28,7 @@ def save_state(module: "DDPM", checkpoint: dict[str, Any]) -> None:
 
 
 def load_state(module: "DDPM", checkpoint: dict[str, Any]) -> None:
-    """Restores the state of a module's parts from a checkpoint.
-
-    Raises:
-        ValueError: If the weights of the checkpoint do not fit the module.
-    """
+    """Restores the state of a module's parts from a checkpoint whose weights fit the module."""
     if "state_dict" in checkpoint:  # a sharding strategy has loaded it already
         check_weights_fit(module, checkpoint)
     if (state := checkpoint.get(STATE_KEY)) is not None:
@@ -107,10 +99,8 @@ def check_checkpoint(path: Path) -> int:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = type(error).__name__
-        raise ValueError(
-            f"ckpt_path = {path} is truncated, or not a checkpoint that loads safely ({reason})."
-        ) from None
+        reason = f"is truncated, or not a checkpoint that loads safely ({type(error).__name__})"
+        raise ValueError(f"ckpt_path = {path} {reason}.") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"ckpt_path = {path} has no state_dict: it is not a Lightning checkpoint.")
     return int(checkpoint.get("global_step", 0))

@@ -47,16 +47,18 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 def gather_full_weights(network: nn.Module) -> None:
     """Gathers the weights of a sharded network and keeps them on every rank; other networks stay as they are."""
-    for module in _sharded_modules(network):
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
 
 
 def reshard(network: nn.Module) -> None:
     """Reduces the weights of a sharded network to the shard of each rank again."""
-    for module in _sharded_modules(network):
-        module.set_reshard_after_forward(True, recurse=False)
-        module.reshard()
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
 
 
 @contextmanager
@@ -72,9 +74,6 @@ class GatherFullWeights(Callback):
 
     A call of a sharded network waits for all ranks, but evaluation and sampling call it a different number of times on
     each. Without gradients and optimizer state the full network takes a quarter of the memory of training.
-
-    Args:
-        network: The network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -88,14 +87,4 @@ class GatherFullWeights(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reshard(self.network)
 
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        gather_full_weights(self.network)
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        gather_full_weights(self.network)
-
-
-def _sharded_modules(network: nn.Module) -> list[FSDPModule]:
-    return [module for module in network.modules() if isinstance(module, FSDPModule)]
+    on_test_start = on_predict_start = on_validation_start

@@ -1,5 +1,6 @@
 """Measurements of a `DDPM`: both forms of the KL in training, the bound of a split in validation and testing."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,17 +30,11 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True)
 class KLMetrics:
-    """Both forms of the KL of a training batch.
+    """Both forms of the KL of the samples of a training batch with t >= 2."""
 
-    Attributes:
-        t: The timesteps of the samples with t >= 2, ``[N]`` on the CPU.
-        kl: The KL of these samples in its full form, nats per dimension, ``[N]``.
-        values: The means for the logs; ``train/form_gap`` is the largest relative difference of the two forms.
-    """
-
-    t: Tensor
-    kl: Tensor
-    values: dict[str, Tensor]
+    t: Tensor  # their timesteps, [N] on the CPU
+    kl: Tensor  # the full form, nats per dimension, [N]
+    values: dict[str, Tensor]  # means for the logs, and the largest relative difference of the forms, train/form_gap
 
 
 @torch.no_grad()
@@ -58,16 +53,10 @@ def kl_metrics(denoiser: Denoiser, pred: Prediction, weight: Tensor) -> KLMetric
 
 
 class SplitBound:
-    """Accumulates the bound over this rank's batches of a split.
+    """Accumulates the bound over this rank's batches of a split, from `num_calls` network calls for each image.
 
-    Args:
-        trainer: The Trainer that iterates over the split.
-        denoiser: The model.
-        decoder: The likelihood at t = 1.
-        split: The split.
-        num_calls: Network calls for each image; all T give the exact bound.
-        second_moment: `Bound.second_moment` of an earlier evaluation, which reduces the variance of an estimate.
-        histogram: Counts of each pixel level in the training images, ``[levels, C, H, W]``, for the baseline.
+    In testing, the histogram of a discrete dataset is measured as well, as the baseline. `second_moment` is
+    `Bound.second_moment` of an earlier evaluation, which reduces the variance of an estimate.
     """
 
     def __init__(
@@ -77,15 +66,17 @@ class SplitBound:
         decoder: Decoder,
         split: Split,
         num_calls: int,
-        second_moment: Tensor | None = None,
-        histogram: Tensor | None = None,
+        second_moment: Tensor | None,
     ) -> None:
         self.denoiser = denoiser
         self.decoder = decoder
-        self.num_images = _num_images(trainer, split)
+        loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+        dataset = loader.dataset if isinstance(loader, DataLoader) else None  # None for several loaders
+        self.num_images = len(dataset) if isinstance(dataset, Sized) else None
+        data = getattr(trainer, "datamodule", None) if split == "test" and decoder.levels is not None else None
+        self._histogram = data.train_histogram() if isinstance(data, HasHistogram) else None
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
-        self._histogram = histogram
-        self._second_moment = second_moment
+        self._moment = second_moment
         self._ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
         self._num_seen = 0
 
@@ -96,20 +87,13 @@ class SplitBound:
         index = self._rank + self._world_size * (self._num_seen + torch.arange(len(x_0)))
         self._num_seen += len(x_0)
         if self.num_images is not None and bool((index >= self.num_images).any()):
-            keep = (index < self.num_images).to(x_0.device)
+            keep = index < self.num_images
             cond = {k: v[keep] if isinstance(v, Tensor) and len(v) == len(keep) else v for k, v in cond.items()}
-            x_0, index = x_0[keep], index[index < self.num_images]
+            x_0, index = x_0[keep], index[keep]
         if len(x_0) == 0:
             return
         bound = variational_bound(
-            self.denoiser,
-            x_0,
-            self.decoder,
-            self._ledger.num_calls,
-            seed=EVALUATION_SEED,
-            index=index,
-            second_moment=self._second_moment,
-            **cond,
+            self.denoiser, x_0, self.decoder, self._ledger.num_calls, EVALUATION_SEED, index, self._moment, **cond
         )
         self._ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
 
@@ -130,56 +114,49 @@ class BoundEvaluator:
 
     Args:
         num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
-
-    Attributes:
-        last_report: The report of the last `finish`.
     """
 
     def __init__(self, num_val_timesteps: int | None) -> None:
         if num_val_timesteps is not None and num_val_timesteps < 2:
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all T.")
         self.num_val_timesteps = num_val_timesteps
-        self.last_report: Report | None = None
+        self.last_report: Report | None = None  # of the last `finish`
         self._initial_moment: Tensor | None = None  # of the current or last validation
         self._found_moment: Tensor | None = None
         self._bound: SplitBound | None = None
 
-    def new_bound(
-        self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split, histogram: Tensor | None = None
-    ) -> SplitBound:
+    def new_bound(self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split) -> SplitBound:
         """Returns an empty accumulator for a split, with the settings of this evaluator."""
         num_steps = denoiser.schedule.num_steps
         num_calls = num_steps if split == "test" else min(self.num_val_timesteps or num_steps, num_steps)
-        return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment, histogram)
+        return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment)
 
-    def begin(
-        self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split, histogram: Tensor | None = None
-    ) -> int | None:
-        """Starts a pass over a split and returns its number of images, or None if it has no length."""
+    def begin(self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split) -> None:
+        """Starts a pass over a split."""
         if trainer.state.fn == "fit":
             self._initial_moment = self._found_moment
-        self._bound = self.new_bound(trainer, denoiser, decoder, split, histogram)
-        return self._bound.num_images
+        self._bound = self.new_bound(trainer, denoiser, decoder, split)
+        if split == "test" and (num_images := self._bound.num_images) is not None:
+            num_calls = denoiser.schedule.num_steps
+            rank_zero_info(f"The exact bound takes {num_calls:,} network calls for each of {num_images:,} images.")
 
     def update(self, x_0: Tensor, cond: dict[str, Any]) -> None:
         """Adds the images of a batch, ``[B, C, H, W]``, with the keyword arguments of the network."""
-        self._started().update(x_0, cond)
-
-    def finish(self, trainer: Trainer) -> Report:
-        """Returns the report of the split over all ranks."""
-        self.last_report, moment = self._started().report(trainer)
-        self._bound = None
-        if trainer.validating:  # neither testing nor sanity checking
-            self._found_moment = moment
-        return self.last_report
-
-    def _started(self) -> SplitBound:
         if self._bound is None:
             raise RuntimeError(
                 "the evaluation was not started: configure_callbacks of a DDPM must return the callbacks of "
                 "super().configure_callbacks() too."
             )
-        return self._bound
+        self._bound.update(x_0, cond)
+
+    def finish(self, trainer: Trainer) -> Report:
+        """Returns the report of the split over all ranks."""
+        assert self._bound is not None
+        self.last_report, moment = self._bound.report(trainer)
+        self._bound = None
+        if trainer.validating:  # neither testing nor sanity checking
+            self._found_moment = moment
+        return self.last_report
 
     def state_dict(self) -> dict[str, Tensor | None]:
         """Returns the second moments for a checkpoint."""
@@ -218,13 +195,7 @@ class LogBound(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         module = cast("DDPM", pl_module)
         assert module.decoder is not None
-        data = getattr(trainer, "datamodule", None)
-        needs_baseline = split == "test" and module.decoder.levels is not None
-        histogram = data.train_histogram() if needs_baseline and isinstance(data, HasHistogram) else None
-        num_images = module.evaluator.begin(trainer, module.denoiser, module.decoder, split, histogram)
-        if split == "test" and num_images is not None:
-            num_calls = module.denoiser.schedule.num_steps
-            rank_zero_info(f"The exact bound takes {num_calls:,} network calls for each of {num_images:,} images.")
+        module.evaluator.begin(trainer, module.denoiser, module.decoder, split)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> Report:
         module = cast("DDPM", pl_module)
@@ -234,9 +205,3 @@ class LogBound(Callback):
             values["step"] = max(module.trained_steps - 1, 0)  # Lightning's name of the x-axis, which counts from 0
         module.log_dict(values)
         return report
-
-
-def _num_images(trainer: Trainer, split: Split) -> int | None:
-    """Returns the size of a split, if it is a single dataset with a length."""
-    loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
-    return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else None

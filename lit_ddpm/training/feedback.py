@@ -15,9 +15,6 @@ class ImportanceFeedback(Callback):
     """Passes the losses of each completed batch, gathered from all ranks, to a timestep sampler.
 
     A batch that is interrupted is repeated after resuming, so its losses are recorded when it completes.
-
-    Args:
-        timesteps: The timestep sampler.
     """
 
     def __init__(self, timesteps: TimestepSampler) -> None:

@@ -18,13 +18,11 @@ class PlainHyperparameters(LightningModule):
 
     Lightning collects the arguments of all constructors from the subclass to the base class. Those that the subclass
     itself accepts are kept.
-
-    Attributes:
-        unsaved_arguments: The arguments that have no plain form, such as a network of a foreign class. They must be
-            passed to ``load_from_checkpoint`` again.
     """
 
     unsaved_arguments: tuple[str, ...] = ()
+    """Arguments without a plain form, such as a network of a foreign class; ``load_from_checkpoint`` needs them again.
+    """
 
     def _set_hparams(self, hp: Any) -> None:  # Lightning 2.6 passes the collected arguments to this method
         if isinstance(hp, MutableMapping) and "_instantiator" not in hp:  # LightningCLI collects plain data itself

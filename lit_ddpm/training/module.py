@@ -43,29 +43,18 @@ class DDPM(PlainHyperparameters):
         parametrization: The meaning of the network's output.
         objective: The training loss. A `PosteriorKL` without a decoder gets that of the module.
         timesteps: The distribution of t in a training batch.
-        decoder: The likelihood at t = 1; `DiscretizedGaussian` with the ``levels`` of the data module, or 256, if None.
+        decoder: The likelihood at t = 1; if None, a `DiscretizedGaussian` with the data module's ``levels``, or 256.
         sampler: The sampler.
-        variance: The variance of ``p_theta``: ``"posterior"``, ``"beta"`` or ``"learned"``; the last needs a network
-            with twice the output channels.
+        variance: The variance of ``p_theta``; ``"learned"`` needs a network with twice the output channels.
         clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; set it to False for data of another range.
         label_dropout: The probability of dropping a training label; classifier-free guidance needs it.
         guidance: The scale of classifier-free guidance in sampling, see `GuidedDenoiser`; 1 is without guidance.
         num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
         max_skipped_steps: The number of steps of a fit that may be skipped because their gradients are not finite.
-        compile: Compile the network with `torch.compile`. The first steps take a minute, later ones are faster.
-        channels_last: Use channels-last memory format, which speeds up convolutions. Like `compile` it is not part of
-            a checkpoint.
+        compile: Compile the network with `torch.compile`: a slow first step, then faster ones. Not in checkpoints.
+        channels_last: Use channels-last memory format, which speeds up convolutions. Not in checkpoints.
         optimizer: Builds the optimizer from the parameters.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer; it is stepped after every optimizer step.
-
-    Attributes:
-        image_shape: The shape of an image, ``(C, H, W)``; None until the module has seen data.
-        data_levels: The number of pixel levels of the data; None for real values, or until the module has seen data.
-        averaged: Whether the module holds averaged weights, see `EMA`.
-        trained_steps: The number of optimizer steps of the weights after a fit or from a checkpoint.
-        last_kl: Both forms of the KL of the last training batch.
-        evaluator: Measures the bound of a split; ``evaluator.last_report`` is that of the last validation or test.
-        gradient_guard: Skips steps whose gradients are not finite; ``gradient_guard.skipped_steps`` counts them.
     """
 
     def __init__(
@@ -90,12 +79,9 @@ class DDPM(PlainHyperparameters):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=EXECUTION_ONLY)
+        network = network if network is not None else UNet()
         self.denoiser = Denoiser(
-            network if network is not None else UNet(),
-            schedule or LinearSchedule(),
-            parametrization or EpsParametrization(),
-            variance,
-            clip,
+            network, schedule or LinearSchedule(), parametrization or EpsParametrization(), variance, clip
         )
         self.objective = objective or PredictionMSE()
         self.timesteps = timesteps or UniformTimesteps()
@@ -106,22 +92,22 @@ class DDPM(PlainHyperparameters):
         self.sampler.timesteps(self.denoiser.schedule)  # refuses more steps than T
         _ = self.sampling_denoiser  # refuses guidance of an unconditional network
         if channels_last:
-            self.denoiser.network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)
         if compile:
-            self.denoiser.network.compile()
+            network.compile()
 
-        self.image_shape: tuple[int, ...] | None = None
-        self.data_levels: int | None = None
-        self.averaged = False
-        self.trained_steps = 0
-        self.last_kl: KLMetrics | None = None
-        self.evaluator = BoundEvaluator(num_val_timesteps)
-        self.gradient_guard = GradientGuard(max_skipped_steps)
+        self.image_shape: tuple[int, ...] | None = None  # (C, H, W); None until the module has seen data
+        self.data_levels: int | None = None  # None for real values, or until the module has seen data
+        self.averaged = False  # whether the module holds averaged weights, see `EMA`
+        self.trained_steps = 0  # optimizer steps of the weights after a fit or from a checkpoint
+        self.last_kl: KLMetrics | None = None  # of the last training batch
+        self.evaluator = BoundEvaluator(num_val_timesteps)  # `last_report` is that of the last validation or test
+        self.gradient_guard = GradientGuard(max_skipped_steps)  # `skipped_steps` counts those of the fit
         self._label_dropout = LabelDropout(label_dropout, self.num_classes)
         self._make_optimizer = OptimizerFactory(optimizer, lr_scheduler)
         self._importance_feedback = ImportanceFeedback(self.timesteps)
         self._callbacks: list[Callback] = [
-            GatherFullWeights(self.denoiser.network),
+            GatherFullWeights(network),
             LogBound(),
             self.gradient_guard,
             self._importance_feedback,
@@ -154,14 +140,8 @@ class DDPM(PlainHyperparameters):
     ) -> Tensor:
         """Draws images `first_index` and following of `seed`, ``[num_images, C, H, W]`` in about [-1, 1].
 
-        The weights are those of the module: the average, if it was loaded from a checkpoint written with `EMA`.
-
-        Args:
-            num_images: The number of images.
-            seed: The seed of the noise; image i of a seed is always the same.
-            first_index: The index of the first image.
-            sampler: A sampler in place of the module's own.
-            **cond: Keyword arguments of the network in place of those of `sample_cond`.
+        Image i of a seed is always the same. The weights are those of the module: the average, if it was loaded from a
+        checkpoint written with `EMA`. `sampler` replaces the module's own, and `cond` the result of `sample_cond`.
 
         Raises:
             ValueError: If the module has not seen data and so has no image shape, or a label is out of range.
@@ -190,7 +170,7 @@ class DDPM(PlainHyperparameters):
 
     @property
     def levels(self) -> int:
-        """The number of pixel levels of the data, for images; 256 for real-valued data."""
+        """The number of pixel levels of the data, or 256 for real-valued data."""
         return (self.decoder.levels if self.decoder is not None else self.data_levels) or 256
 
     def mark_averaged(self, averaged: bool) -> None:
@@ -227,10 +207,7 @@ class DDPM(PlainHyperparameters):
 
     @override
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         self.gradient_guard.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -253,7 +230,7 @@ class DDPM(PlainHyperparameters):
         self.last_kl = kl_metrics(self.denoiser, pred, weight)
         if self.last_kl is not None:
             self.log_dict(self.last_kl.values, batch_size=len(x_0))
-        return loss
+        return loss.float()
 
     @override
     def on_train_start(self) -> None:

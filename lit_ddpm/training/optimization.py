@@ -1,6 +1,6 @@
 """Optimizer steps: the optimizer and its schedule, clipping, and gradients that are not finite."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,58 +19,43 @@ class OptimizerFactory:
     """Builds an optimizer and its learning-rate schedule; deep copies of a module share the factory.
 
     The functions come from the command line and refer to its whole state, which cannot be copied.
-
-    Args:
-        optimizer: Builds the optimizer from the parameters.
-        lr_scheduler: Builds the scheduler from the optimizer, or None.
     """
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
-        self._optimizer: Callable[[Any], Optimizer] = optimizer
-        self._lr_scheduler: Callable[[Optimizer], Any] | None = lr_scheduler
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptimizerFactory":
         """Returns the same object."""
         return self
 
     def __call__(self, parameters: Iterable[Tensor]) -> Any:
-        """Returns what ``configure_optimizers`` returns.
-
-        Raises:
-            ValueError: If the scheduler starts with a negative learning rate.
-        """
+        """Returns the optimizer, with its scheduler if there is one, in the form of ``configure_optimizers``."""
         optimizer = self._optimizer(parameters)
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
         if (rate := min(group["lr"] for group in optimizer.param_groups)) < 0:  # some schedulers accept it silently
             raise ValueError(f"lr_scheduler sets the learning rate to {rate:g}, which must not be negative.")
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        config = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):
             config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 class GradientGuard(Callback):
-    """Skips optimizer steps whose gradients are not finite, and clips with the norm that it computed for this check.
-
-    Args:
-        max_skipped_steps: The number of steps of a fit that may be skipped.
-
-    Attributes:
-        skipped_steps: The number of steps that were skipped in this fit.
-    """
+    """Skips optimizer steps whose gradients are not finite, and clips with the norm that it computed for this check."""
 
     def __init__(self, max_skipped_steps: int) -> None:
         check_at_least(self, 0, max_skipped_steps=max_skipped_steps)
         self.max_skipped_steps = max_skipped_steps
-        self.skipped_steps = 0
-        self._last_losses: tuple[Tensor, Tensor] | None = None
+        self.skipped_steps = 0  # in this fit
+        self._losses = torch.empty(0), torch.empty(0)  # the timesteps and losses of the current batch
         self._gradient_norm: Tensor | None = None  # between a backward pass and its step
 
     def observe(self, t: Tensor, losses: Tensor) -> None:
         """Stores the timesteps and losses of the current batch for the error message."""
-        self._last_losses = (t, losses.detach())
+        self._losses = t, losses.detach()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,8 +78,9 @@ class GradientGuard(Callback):
         self.skipped_steps += 1
         pl_module.log("train/skipped_steps", float(self.skipped_steps))
         where = f"step {pl_module.global_step}, at learning rate {optimizer.param_groups[0]['lr']:g}"
-        if timesteps := self._timesteps_of_infinite_losses():
-            where += f", for the losses at t = {timesteps}"
+        t, losses = self._losses
+        if infinite := sorted(set(t[~torch.isfinite(losses).cpu()].tolist())):
+            where += f", for the losses at t = {infinite[:8]}"
         if self.skipped_steps > self.max_skipped_steps:
             raise FloatingPointError(
                 f"the gradients are not finite at {where}: training stopped, since max_skipped_steps = "
@@ -111,12 +97,6 @@ class GradientGuard(Callback):
             module.clip_gradients(optimizer, clip_val, algorithm)
         elif clip_val:
             torch.nn.utils.clip_grads_with_norm_(_parameters_of(optimizer), clip_val, norm)
-
-    def _timesteps_of_infinite_losses(self) -> list[int]:
-        if self._last_losses is None:
-            return []
-        t, losses = self._last_losses
-        return sorted(set(t[~torch.isfinite(losses).cpu()].tolist()))[:8]
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 import csv
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,27 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The files of a run.
+    """The files of a run; every other module takes their names from here.
 
     Args:
         path: The directory, which need not exist.
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the resolved configuration of the last fit
+        self.metrics = path / "metrics.csv"  # all logged scalars
+        self.checkpoints = path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"  # the one to resume from
+        self.samples = path / "samples"  # the sample grids and trajectories of a fit
+        self.profile = path / "profile"  # the plots and tables of the bound by timestep
+        self.ledger = path / "ledger.json"  # the report of the last test
+        self.sample_metrics = path / "sample_metrics.jsonl"  # FID, KID and IS with their protocols, a line each time
+        self.predictions = path / "predict"  # the images of ``predict``
+        self.arm_config = path / "arm.yaml"  # the configuration that ``compare`` started the run with
+        self.durations = path / "seconds.json"  # of each command that ``compare`` completed
+        self.log = path / "log.txt"  # the output of these commands
 
     @classmethod
     def of_trainer(cls, trainer: Trainer) -> "RunDirectory":
@@ -33,66 +44,6 @@ class RunDirectory:
         """Returns the directory that a checkpoint belongs to, or None for a file outside of a run."""
         run = cls(path.parent.parent)
         return run if path.parent == run.checkpoints and run.config.is_file() else None
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration of the last fit."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """All logged scalars."""
-        return self.path / "metrics.csv"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def samples(self) -> Path:
-        """The sample grids and trajectories of a fit."""
-        return self.path / "samples"
-
-    @property
-    def profile(self) -> Path:
-        """The plots and tables of the bound by timestep."""
-        return self.path / "profile"
-
-    @property
-    def ledger(self) -> Path:
-        """The report of the last ``test``."""
-        return self.path / "ledger.json"
-
-    @property
-    def sample_metrics(self) -> Path:
-        """FID, KID and IS with their protocols, a line for each evaluation."""
-        return self.path / "sample_metrics.jsonl"
-
-    @property
-    def predictions(self) -> Path:
-        """The images of ``predict``."""
-        return self.path / "predict"
-
-    @property
-    def arm_config(self) -> Path:
-        """The configuration that ``compare`` started the run with."""
-        return self.path / "arm.yaml"
-
-    @property
-    def durations(self) -> Path:
-        """The seconds of each command that ``compare`` completed."""
-        return self.path / "seconds.json"
-
-    @property
-    def log(self) -> Path:
-        """The output of the commands that ``compare`` started."""
-        return self.path / "log.txt"
 
     def prepare(self, new_run: bool) -> None:
         """Creates the directory.
@@ -130,12 +81,9 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class RunLogger(CSVLogger):
-    """Lightning's CSV logger that writes into the run directory and appends to an existing ``metrics.csv``.
+    """Lightning's CSV logger, but it appends to an existing ``metrics.csv`` of the run directory.
 
     A resumed fit and a test belong to the same run; Lightning's own logger would delete the file.
-
-    Args:
-        directory: The run directory.
     """
 
     def __init__(self, directory: str | Path) -> None:

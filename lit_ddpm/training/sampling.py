@@ -45,10 +45,9 @@ def draw(
     transform: Callable[[Tensor], Result],
     description: str,
 ) -> list[Result]:
-    """Draws images of a seed in the Trainer's precision, whole chunks of the sampler in turn on each rank.
+    """Draws images of a seed in the Trainer's precision, the sampler's chunks in turn on each rank.
 
-    Returns:
-        The result of `transform` for each chunk ``[B, C, H, W]``, in order, on every rank.
+    Returns the results of `transform` for the chunks ``[B, C, H, W]``, in order, on every rank.
     """
     chunk_starts = range(0, num_images, sampler.chunk_size)[trainer.global_rank :: trainer.world_size]
     results = []

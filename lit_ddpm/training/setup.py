@@ -20,11 +20,7 @@ MIN_PIXELS = 28 * 28
 
 
 def check_data(data: DataInfo, denoiser: Denoiser, decoder: Decoder) -> None:
-    """Compares a model with the statements of a data module.
-
-    Raises:
-        ValueError: If they contradict each other.
-    """
+    """Raises a ValueError if the levels, channels or classes of a data module do not fit the model."""
     network, network_name = denoiser.network, type(denoiser.network).__name__
     if data.levels and decoder.levels not in (None, data.levels):
         raise ValueError(
@@ -33,16 +29,13 @@ def check_data(data: DataInfo, denoiser: Denoiser, decoder: Decoder) -> None:
         )
     if data.image_shape is not None and isinstance(network, ImageNetwork):
         channels = data.image_shape[0]
-        out_channels = 2 * channels if denoiser.variance == "learned" else channels
-        for name, actual, needed in (
-            ("in_channels", network.in_channels, channels),
-            ("out_channels", network.out_channels, out_channels),
-        ):
-            if actual != needed:
+        needed = {"in_channels": channels, "out_channels": channels * (2 if denoiser.variance == "learned" else 1)}
+        for name, actual in (("in_channels", network.in_channels), ("out_channels", network.out_channels)):
+            if actual != needed[name]:
                 raise ValueError(
                     f"{name} = {actual} of {network_name} does not fit images of image_shape = "
                     f"{list(data.image_shape)} from {data.name}: {type(denoiser.parametrization).__name__} with "
-                    f"variance={denoiser.variance!r} needs {needed}."
+                    f"variance={denoiser.variance!r} needs {needed[name]}."
                 )
     num_classes = denoiser.num_classes
     if num_classes is not None and data.states_classes and not 0 < (data.num_classes or 0) <= num_classes:
@@ -52,37 +45,11 @@ def check_data(data: DataInfo, denoiser: Denoiser, decoder: Decoder) -> None:
         )
 
 
-def faster_settings(trainer: Trainer, num_pixels: int, compiled: bool, channels_last: bool) -> list[str]:
-    """Returns the names of the files in ``configs/trainer`` that would make training faster on this machine.
+class SpeedHint(Callback):
+    """Reports at the start of a fit which files in ``configs/trainer`` would make it faster; it changes no setting.
 
     A CPU gains from bfloat16 if it has instructions for it, and from channels-last memory in float32. A GPU gains from
     both and from ``torch.compile``.
-    """
-    device = trainer.strategy.root_device.type
-    full = str(trainer.precision) == "32-true"
-    if device == "cpu":
-        if num_pixels < MIN_PIXELS:
-            return []
-        capabilities = torch.cpu.get_capabilities()
-        if full and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
-            return ["bf16"]
-        return ["channels_last"] if full and not channels_last else []
-    if device != "cuda":
-        return []
-    missing = {
-        "bf16": full and torch.cuda.is_bf16_supported(including_emulation=False),
-        "channels_last": not channels_last,
-        "compile": not compiled,
-    }
-    return [name for name, faster in missing.items() if faster]
-
-
-class SpeedHint(Callback):
-    """Reports at the start of a fit which settings would be faster; it changes none.
-
-    Args:
-        compiled: Whether the network is compiled.
-        channels_last: Whether the network is in channels-last memory format.
     """
 
     def __init__(self, compiled: bool, channels_last: bool) -> None:
@@ -92,8 +59,24 @@ class SpeedHint(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         shape = cast("DDPM", pl_module).image_shape
-        num_pixels = math.prod(shape[1:]) if shape is not None else 0
-        names = faster_settings(trainer, num_pixels, self.compiled, self.channels_last)
+        names = self._faster_settings(trainer, num_pixels=0 if shape is None else math.prod(shape[1:]))
         if names:
             overlays = " ".join(f"--config configs/trainer/{name}.yaml" for name in names)
             rank_zero_info(f"Training would be faster on this machine with {overlays}")
+
+    def _faster_settings(self, trainer: Trainer, num_pixels: int) -> list[str]:
+        device = trainer.strategy.root_device.type
+        full_precision = str(trainer.precision) == "32-true"
+        if device == "cpu" and full_precision and num_pixels >= MIN_PIXELS:
+            capabilities = torch.cpu.get_capabilities()
+            if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+                return ["bf16"]
+            return [] if self.channels_last else ["channels_last"]
+        if device != "cuda":
+            return []
+        missing = {
+            "bf16": full_precision and torch.cuda.is_bf16_supported(including_emulation=False),
+            "channels_last": not self.channels_last,
+            "compile": not self.compiled,
+        }
+        return [name for name, faster in missing.items() if faster]

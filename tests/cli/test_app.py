@@ -26,7 +26,8 @@ def test_a_run_is_one_directory_with_everything_in_it(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["objective"]["class_path"] == "lit_ddpm.X0MSE"
     assert any((run / "tensorboard").iterdir())
-    assert {path.name for path in (run / "samples").iterdir()} == {"step_0000006.png", "trajectory_0000006.png"}
+    drawn = {f"{kind}_{step:07d}.png" for kind in ("step", "trajectory") for step in (3, 6)}  # at each validation
+    assert {path.name for path in (run / "samples").iterdir()} == drawn
     assert {"perf/images_per_s", "perf/outside_network", "perf/peak_memory_gib"} <= columns
     assert (run / "profile" / "objective_weights.png").exists()
 

@@ -241,7 +241,7 @@ def test_training_loss_is_the_weighted_mean_of_the_objective(dtype):
     torch.testing.assert_close(result.losses, losses, rtol=1e-5, atol=0)
     expected = (torch.tensor([0.5, 1.0, 2.0, 0.5]) * losses).mean()
     assert float(result.loss) == pytest.approx(float(expected), rel=1e-5)
-    assert result.loss.dtype == torch.float32
+    assert result.loss.dtype == torch.float64  # like the losses of X0MSE
     result.loss.backward()
     assert all(p.grad is not None and p.grad.dtype == dtype for p in denoiser.parameters())
 

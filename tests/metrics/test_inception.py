@@ -85,7 +85,7 @@ def test_other_weights_need_their_sha256(inception_weights):
     assert InceptionFeatures(inception_weights, digits_of_file).name == f"inception_{digits_of_file}"
     with pytest.raises(ValueError, match="weights_sha256 = 'abc' must be at least eight"):
         InceptionFeatures(inception_weights, "abc")
-    with pytest.raises(ValueError, match=r"weights_path = nowhere\.pth of InceptionFeatures: there is no such file"):
+    with pytest.raises(ValueError, match=r"weights_path = nowhere\.pth of InceptionFeatures does not exist"):
         InceptionFeatures("nowhere.pth")(image)
 
 
