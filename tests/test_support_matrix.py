@@ -18,7 +18,7 @@ import lit_ddpm
 from lit_ddpm import DDPM, DiscretizedGaussian
 
 T = 24
-NEEDS = {"BetaSchedule": {"betas": [0.2] * T}}  # arguments without a default; the others get num_steps
+NEEDS = {"BetaSchedule": {"values": [0.2] * T}}  # arguments without a default; the others get num_steps
 
 
 def classes(base):
