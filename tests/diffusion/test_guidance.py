@@ -7,14 +7,14 @@ from helpers import PARAMETRIZATIONS, LabelledNetwork, learned_variance_denoiser
 from lit_ddpm import Denoiser, GuidedDenoiser, LinearSchedule, VParametrization
 
 
-def labelled_denoiser(parametrization=None, **kwargs):
+def labeled_denoiser(parametrization=None, **kwargs):
     torch.manual_seed(0)
     return Denoiser(LabelledNetwork(), LinearSchedule(50), parametrization or VParametrization(), **kwargs)
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=lambda p: type(p).__name__)
 def test_guidance_of_the_estimate_is_guidance_of_the_output(parametrization):
-    plain = labelled_denoiser(parametrization).double()
+    plain = labeled_denoiser(parametrization).double()
     x_t, t, label = (
         torch.randn(4, 1, 5, 5, dtype=torch.float64),
         torch.tensor([2, 9, 30, 50]),
@@ -29,7 +29,7 @@ def test_guidance_of_the_estimate_is_guidance_of_the_output(parametrization):
 
 
 def test_guidance_scales_one_and_zero():
-    plain = labelled_denoiser()
+    plain = labeled_denoiser()
     x_t, t, label = torch.randn(4, 1, 5, 5), torch.tensor([2, 9, 30, 50]), torch.tensor([0, 1, 2, 2])
     with torch.no_grad():
         torch.testing.assert_close(GuidedDenoiser(plain, 1)(x_t, t, label=label), plain(x_t, t, label=label))
@@ -37,7 +37,7 @@ def test_guidance_scales_one_and_zero():
 
 
 def test_guidance_clips_and_calls_the_network_once():
-    plain = labelled_denoiser(clip=True)
+    plain = labeled_denoiser(clip=True)
     plain.network.embedding.weight.data *= 50
     x_t, label = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2])
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_guidance_clips_and_calls_the_network_once():
 
 
 def test_a_guided_denoiser_shares_the_network():
-    plain = labelled_denoiser()
+    plain = labeled_denoiser()
     assert GuidedDenoiser(plain, 2).network is plain.network
 
 

@@ -69,9 +69,9 @@ def test_fid_kid_and_is_are_those_of_torch_fidelity(inception_weights, tmp_path)
 
 def test_gray_images_are_repeated_to_rgb(inception_weights):
     extractor = InceptionFeatures(inception_weights, sha256(inception_weights)[:8])
-    grey = pictures(2, seed=3, channels=1)
-    assert torch.equal(extractor(grey)[0], extractor(grey.repeat(1, 3, 1, 1))[0])
-    assert extractor(grey)[0].shape == (2, 2048)
+    gray = pictures(2, seed=3, channels=1)
+    assert torch.equal(extractor(gray)[0], extractor(gray.repeat(1, 3, 1, 1))[0])
+    assert extractor(gray)[0].shape == (2, 2048)
     with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
         extractor(pictures(2, seed=3, channels=2))
 
