@@ -57,10 +57,13 @@ class EMA(WeightAveraging):
                 f"EMA does not work with {type(trainer.strategy).__name__}, which shards the weights: train without "
                 "EMA, or with strategy 'ddp'."
             )
-        if stage == "fit" and self._swapped:
-            self._swap_models(pl_module)  # the module is fitted again, from its raw weights
-        elif stage == "fit":
-            self._pairs = None
+        if stage != "fit":
+            return
+        self._latest_update_step = trainer.global_step  # a new Trainer counts from 0
+        if self._swapped and self._pairs is not None and self._pairs[1][0] is next(pl_module.parameters()):
+            self._swap_models(pl_module)  # the same module is fitted again, from its raw weights
+        else:
+            self._pairs, self._swapped = None, False
             self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
             with warnings.catch_warnings():
                 # DDPM overrides it to shard, which is refused above.

@@ -67,8 +67,11 @@ class Trainer(lightning.Trainer):
             missing = list(writer.missing(size)) or [(0, min(size, num_samples))]
             chunks = [torch.tensor([seed, first, count]) for first, count in missing]
             dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
-            # mypy does not know the attribute, which Lightning sets from another class
-            self.callbacks.append(writer)  # type: ignore[attr-defined]
+            self.callbacks.append(writer)  # type: ignore[attr-defined]  # Lightning sets it from another class
+            try:
+                return super().predict(model, dataloaders, ckpt_path=ckpt_path, **kwargs)
+            finally:
+                self.callbacks.remove(writer)  # type: ignore[attr-defined]  # the next prediction has its own
         return super().predict(model, dataloaders, ckpt_path=ckpt_path, **kwargs)
 
 

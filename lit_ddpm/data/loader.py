@@ -39,6 +39,10 @@ class Progress:
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.processed)
 
+    def epoch_length(self, num_batches: int) -> int:
+        """Returns how many of `num_batches` batches an epoch has, which ``limit_train_batches`` can reduce."""
+        return num_batches if self.trainer is None else int(min(num_batches, self.trainer.num_training_batches))
+
 
 class ResumableLoader(DataLoader[Any]):
     """Complete batches in the order of an `EpochSampler`; Lightning saves the state of the loader in checkpoints.
@@ -64,8 +68,8 @@ class ResumableLoader(DataLoader[Any]):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the number of batches of the epoch that have been trained on."""
-        return {"batches": self._progress.batches}
+        """Returns the number of batches of an unfinished epoch that have been trained on."""
+        return {"batches": self._progress.batches % self._progress.epoch_length(len(self))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Starts the next epoch after the batches of `state_dict`; after the last batch, at the first."""

@@ -191,6 +191,31 @@ def test_a_second_fit_resumes_from_the_raw_weights():
     assert not torch.equal(weight(module), average)
 
 
+def fit_with(average, seed, module=None):
+    module = module or tiny_module()
+    if seed is not None:
+        torch.manual_seed(seed)
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    trainer(callbacks=[average], max_epochs=1, limit_val_batches=0).fit(module, digits())
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def test_one_callback_for_two_modules_equals_two_callbacks():
+    shared = EMA(0.9)
+    fit_with(shared, seed=1)
+    expected = fit_with(EMA(0.9), seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(fit_with(shared, seed=2), expected, strict=True))
+
+
+def test_a_second_fit_with_another_trainer_is_averaged_too():
+    average, module = EMA(0.9), tiny_module()
+    first = fit_with(average, seed=1, module=module)
+    second = fit_with(average, seed=None, module=module)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert average._latest_update_step == 4  # the steps of the second Trainer
+
+
 def test_a_subclass_decides_when_to_average():
     class Late(EMA):
         def should_update(self, step_idx=None, epoch_idx=None):

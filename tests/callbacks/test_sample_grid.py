@@ -121,3 +121,10 @@ def test_a_grid_without_labels_has_eight_columns():
     module = tiny_module()
     assert module.num_classes is None
     assert UNet(num_classes=4).num_classes == 4
+
+
+def test_a_second_fit_of_equal_length_draws_its_last_grid(tmp_path):
+    grid, expected = SampleGrid(num_images=2, num_trajectories=0, every_n_epochs=10), "samples/step_0000004.png"
+    for name in ("first", "second"):
+        fit(grid, max_epochs=1, default_root_dir=tmp_path / name)
+        assert (tmp_path / name / expected).is_file()

@@ -74,3 +74,16 @@ def test_sampling_is_split_across_ranks(tmp_path):
     one, two = ((np.load(tmp_path / str(devices) / "samples.npz")["arr_0"]) for devices in (1, 2))
     assert one.shape == (21, 8, 8, 1)
     assert np.array_equal(one, two)
+
+
+def test_two_predictions_of_one_trainer_write_two_folders(tmp_path):
+    module = tiny_module()
+    module.image_shape = (1, 8, 8)
+    predictor = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    for seed in (0, 1):
+        predictor.predict(module, num_samples=4, seed=seed, output_dir=str(tmp_path / str(seed)))
+    fresh = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    fresh.predict(module, num_samples=4, seed=0, output_dir=str(tmp_path / "fresh"))
+    images = {name: (tmp_path / name / "000000.png").read_bytes() for name in ("0", "1", "fresh")}
+    assert images["0"] == images["fresh"] != images["1"]
+    assert not any(isinstance(callback, SampleWriter) for callback in predictor.callbacks)

@@ -66,6 +66,17 @@ def test_max_steps_resumes_from_the_end_of_an_epoch(tmp_path):
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.parametrize("saved_at", [2, 3])
+def test_limited_epochs_resume_at_their_own_end(tmp_path, saved_at):
+    """Three of the four batches of an epoch: a checkpoint within an epoch, and one at its end."""
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    limits = {"limit_train_batches": 3, "limit_val_batches": 0, "max_epochs": 3}
+    whole, resumed = tiny_module(), tiny_module()
+    trainer(**limits, callbacks=[every], enable_checkpointing=True).fit(whole, digits())
+    trainer(**limits).fit(resumed, digits(), ckpt_path=tmp_path / f"step={saved_at}.ckpt", weights_only=True)
+    assert same_weights(whole, resumed)
+
+
 def test_killed_fits_end_with_the_same_weights():
     """Three of the fifty kills of `benchmarks.kill`, on one process and on two."""
     command = [sys.executable, "-m", "benchmarks", "kill", "--kills", "3"]
