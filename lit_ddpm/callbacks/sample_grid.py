@@ -84,6 +84,8 @@ class SampleGrid(DDPMCallback):
         num_images = min(self.num_images, sampler.chunk_size) if is_fast_dev_run(trainer) else self.num_images
         chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
         directory = RunDirectory.of_trainer(trainer).samples
+        if not trainer.is_global_zero:
+            return
         num_steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
         guidance = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
         caption = f"step {step}, {type(sampler).__name__} with {num_steps} steps, seed {self.seed}{guidance}"

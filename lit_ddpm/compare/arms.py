@@ -63,7 +63,7 @@ def resolve_arms(
             raise ValueError(
                 f"two arms have the name {name!r}: rename the file of an overlay, since its name is that of the arm."
             )
-        if name not in OBJECTIVES and not Path(one).is_file():
+        if str(one) not in OBJECTIVES and not Path(one).is_file():
             raise ValueError(f"objective {str(one)!r} is neither one of {', '.join(OBJECTIVES)} nor an existing file.")
     return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
 

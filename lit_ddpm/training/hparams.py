@@ -28,7 +28,8 @@ class PlainHyperparameters(LightningModule):
         if isinstance(hp, MutableMapping) and "_instantiator" not in hp:  # LightningCLI collects plain data itself
             plain: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
             unsaved = []
-            for name in _accepted_arguments(type(self)) & hp.keys():
+            accepted = _accepted_arguments(type(self))
+            for name in (name for name in hp if name in accepted):  # in the order of the constructor
                 try:
                     plain[name] = as_config(hp[name])
                 except TypeError:

@@ -1,7 +1,9 @@
 import pytest
 from helpers import DIGITS_CONFIG, SMALL_COMPARISON, compare_digits
 
+from lit_ddpm import X0MSE, X0Parametrization
 from lit_ddpm.__main__ import main
+from lit_ddpm.compare.arms import resolve_arms
 
 
 @pytest.mark.parametrize(
@@ -11,6 +13,7 @@ from lit_ddpm.__main__ import main
         (["kl", "kl"], "two arms have the name 'kl'"),
         (["kl", "overlays/kl.yaml"], "two arms have the name 'kl'"),
         (["kl", "overlays/none.yaml"], "objective 'overlays/none.yaml' is neither one of"),
+        (["overlays/kl.yaml"], "objective 'overlays/kl.yaml' is neither one of"),
         ([], "objectives is empty"),
     ],
 )
@@ -24,3 +27,13 @@ def test_unfit_arms_are_named(objectives, message, tmp_path, capsys):
         text = str(raised.value) if raised.type is ValueError else capsys.readouterr().err
         assert message in text
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_overlay_may_have_the_name_of_an_objective(tmp_path):
+    (tmp_path / "kl.yaml").write_text(
+        "model: {class_path: lit_ddpm.DDPM, init_args: {parametrization: lit_ddpm.X0Parametrization}}\n"
+    )
+    (arm,) = resolve_arms([DIGITS_CONFIG], [tmp_path / "kl.yaml"], SMALL_COMPARISON)
+    assert arm.name == "kl"
+    assert isinstance(arm.module.denoiser.parametrization, X0Parametrization)
+    assert isinstance(arm.module.objective, X0MSE)  # that of the configuration

@@ -1,6 +1,7 @@
 """The hyperparameters of a checkpoint: plain data, public class paths, and the arguments of the subclass."""
 
 import importlib
+import inspect
 import re
 
 import torch
@@ -73,6 +74,8 @@ def test_a_checkpoint_with_every_slot_has_only_public_paths(tmp_path):
         assert name in importlib.import_module(package).__all__
     loaded = DDPM.load_from_checkpoint(tmp_path / "full.ckpt", weights_only=True)
     assert loaded.hparams == module.hparams
+    parameters = list(inspect.signature(DDPM).parameters)
+    assert [name for name in parameters if name in module.hparams] == list(module.hparams)[1:]  # after _instantiator
 
 
 def test_a_subclass_saves_the_arguments_that_it_accepts(tmp_path):
