@@ -107,8 +107,9 @@ class ImageDataModule(LightningDataModule):
         for name, images in splits.items():
             if len(images) == 0:
                 raise ValueError(f"the {name} split of {type(self).__name__} is empty.")
-            if self.num_classes is not None:
-                least, most = int(images.labels.min()), int(images.labels.max())
+            labels = getattr(images, "labels", None)  # a user's own dataset may read them with the images
+            if self.num_classes is not None and labels is not None:
+                least, most = int(labels.min()), int(labels.max())
                 if least < 0 or most >= self.num_classes:
                     raise ValueError(
                         f"the {name} split of {type(self).__name__} has labels {least} to {most}; with num_classes = "

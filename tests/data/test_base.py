@@ -127,3 +127,25 @@ def test_split_rows_is_a_partition_given_by_the_seed():
     assert sorted(split["test"] + split["val"] + split["train"]) == list(range(100))
     assert split == split_rows(100, {"test": 20, "val": 10}, seed=3)
     assert split != split_rows(100, {"test": 20, "val": 10}, seed=4)
+
+
+def test_a_dataset_may_read_its_labels_with_the_images():
+    class Streamed:
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitems__(self, indices):
+            return self.images.__getitems__(indices)
+
+    class Streaming(DigitsDataModule):
+        def splits(self):
+            return {name: Streamed(images) for name, images in super().splits().items()}
+
+    data = Streaming(batch_size=64)
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (64, 1, 8, 8)
+    assert labels.shape == (64,)
