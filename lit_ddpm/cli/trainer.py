@@ -23,28 +23,39 @@ class Trainer(lightning.Trainer):
     """Lightning's Trainer; ``test`` prints only the ledger, and ``predict`` draws images without data."""
 
     @override
-    def test(self, *args: Any, verbose: bool = False, **kwargs: Any) -> Any:
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = False,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
         """Measures the exact variational bound on the test split, and prints and writes the ledger.
 
         Args:
-            *args: Those of `lightning.Trainer.test`.
+            model: The model.
+            dataloaders: The data, in place of a data module.
+            ckpt_path: The checkpoint to test.
             verbose: Print every logged value as well.
-            **kwargs: Those of `lightning.Trainer.test`.
+            datamodule: The data.
+            weights_only: Load the checkpoint without pickled objects.
         """
-        return super().test(*args, verbose=verbose, **kwargs)  # type: ignore[misc]  # verbose by name only
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @override
-    def predict(  # type: ignore[override]  # arguments of Lightning after the first three by name only
+    def predict(
         self,
         model: LightningModule | None = None,
         dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
-        *,
+        return_predictions: bool | None = None,
         ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
         num_samples: int = 64,
         seed: int = 0,
         output_dir: str | None = None,
-        **kwargs: Any,
     ) -> Any:
         """Draws images and writes them as PNG and as one .npz file; when repeated, it draws the missing ones.
 
@@ -52,11 +63,12 @@ class Trainer(lightning.Trainer):
             model: The model.
             dataloaders: Batches for ``predict_step``, in place of the images of a seed.
             datamodule: Ignored, since sampling needs no data.
+            return_predictions: Return the images as well.
             ckpt_path: The checkpoint to sample from.
+            weights_only: Load the checkpoint without pickled objects.
             num_samples: The number of images.
             seed: The seed of the images; image i of a seed is always the same.
             output_dir: The directory to write to; ``predict`` in the run directory if None.
-            **kwargs: Those of `lightning.Trainer.predict`.
         """
         if dataloaders is None and isinstance(model, DDPM):
             check_at_least(self, 1, num_samples=num_samples)
@@ -69,10 +81,10 @@ class Trainer(lightning.Trainer):
             dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
             self.callbacks.append(writer)  # type: ignore[attr-defined]  # Lightning sets it from another class
             try:
-                return super().predict(model, dataloaders, ckpt_path=ckpt_path, **kwargs)
+                return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
             finally:
                 self.callbacks.remove(writer)  # type: ignore[attr-defined]  # the next prediction has its own
-        return super().predict(model, dataloaders, ckpt_path=ckpt_path, **kwargs)
+        return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
 
 
 def _origin(model: DDPM, ckpt_path: str | Path | None, seed: int) -> dict[str, Any]:
