@@ -1,5 +1,6 @@
 """Denoising diffusion with PyTorch Lightning, with the variational bound as a checked and logged ledger."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from lit_ddpm.diffusion.bound import Bound, bits_per_dim, variational_bound
@@ -44,6 +45,7 @@ from lit_ddpm.diffusion.weighting import (
 from lit_ddpm.nn.unet import UNet
 
 if TYPE_CHECKING:
+    from lit_ddpm.training.learning_rate import LinearWarmup, OneCycle, num_training_steps
     from lit_ddpm.training.module import DDPM
 
 __version__ = "0.1.0"
@@ -68,10 +70,12 @@ __all__ = [
     "ImportanceTimesteps",
     "KLWeighting",
     "LinearSchedule",
+    "LinearWarmup",
     "LogSNRSchedule",
     "MeanParametrization",
     "MinSNRWeighting",
     "Objective",
+    "OneCycle",
     "Parametrization",
     "PosteriorKL",
     "Prediction",
@@ -92,6 +96,7 @@ __all__ = [
     "bits_per_dim",
     "gaussian_kl",
     "kl_weight",
+    "num_training_steps",
     "q_marginal",
     "q_posterior",
     "training_loss",
@@ -99,11 +104,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports `DDPM` on first use, so that the mathematics works without Lightning."""
-    if name != "DDPM":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lit_ddpm.training.module import DDPM
+_NEEDS_LIGHTNING = {
+    "DDPM": "lit_ddpm.training.module",
+    "LinearWarmup": "lit_ddpm.training.learning_rate",
+    "OneCycle": "lit_ddpm.training.learning_rate",
+    "num_training_steps": "lit_ddpm.training.learning_rate",
+}
 
-    globals()["DDPM"] = DDPM
-    return DDPM
+
+def __getattr__(name: str) -> Any:
+    """Imports `DDPM` and what belongs to it on first use, so that the mathematics works without Lightning."""
+    if name not in _NEEDS_LIGHTNING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NEEDS_LIGHTNING[name]), name)
+    globals()[name] = value
+    return value

@@ -1,10 +1,12 @@
 """The exponential moving average of the weights."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from typing_extensions import override
@@ -39,8 +41,13 @@ class EMA(WeightAveraging):
         self.raw_bound = raw_bound
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averaged and the raw parameters
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._swapped = False  # whether the module holds the average, and the average model the raw weights
+        self._swapped = False  # see `swapped`
         self._raw: SplitBound | None = None
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the module holds the average now, and the average model the raw weights."""
+        return self._swapped
 
     def decay_at(self, num_steps: int) -> float:
         """Returns the decay of the update after `num_steps` optimizer steps."""
@@ -142,6 +149,8 @@ class EMA(WeightAveraging):
         if not self._swapped:
             self._swap_models(pl_module)
 
+    on_fit_end = on_train_end  # Lightning calls only this one if a resumed run is already complete
+
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes both sets of weights and their names, independent of which one the module holds now."""
@@ -157,3 +166,28 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # other commands get the average from ``state_dict``
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+@contextmanager
+def averaged_weights(trainer: Trainer, pl_module: LightningModule, callback: Callback) -> Iterator[None]:
+    """Gives a module its averaged weights within a block, if any callback of the Trainer averages them.
+
+    It is meant for ``on_validation_epoch_end`` and ``on_train_end``. `callback`, which draws with the weights, may come
+    before or after `EMA` or Lightning's ``EMAWeightAveraging`` in the Trainer's list. Outside of a fit the module keeps
+    its weights.
+    """
+    callbacks: list[Callback] = getattr(trainer, "callbacks", []) if trainer.state.fn == "fit" else []
+    for averaging in [other for other in callbacks if isinstance(other, WeightAveraging)]:
+        if isinstance(averaging, EMA):
+            holds_average = averaging.swapped
+        else:  # Lightning 2.6 swaps back at the end of a validation epoch, and swaps again at the end of training
+            is_earlier = callbacks.index(averaging) < callbacks.index(callback)
+            holds_average = is_earlier != trainer.validating
+        if not holds_average:
+            averaging._swap_models(pl_module)
+            try:
+                yield
+            finally:
+                averaging._swap_models(pl_module)
+            return
+    yield

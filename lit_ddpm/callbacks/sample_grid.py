@@ -11,6 +11,7 @@ from typing_extensions import override
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.loggers import log_image
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.diffusion.denoiser import evaluating
@@ -30,8 +31,8 @@ class SampleGrid(DDPMCallback):
     - ``sample/grid``, in ``samples/step_<step>.png`` of the run directory.
     - ``sample/trajectory``, in ``samples/trajectory_<step>.png``: x_t above x0_hat at ten times, from T on the left.
 
-    TensorBoard and W&B receive both. The weights are averaged if `EMA` is among the callbacks. The images do not depend
-    on the number of ranks, and the training is the same with and without them.
+    TensorBoard and W&B receive both. The weights are averaged if `EMA` is among the callbacks, before or after this
+    one. The images do not depend on the number of ranks, and the training is the same with and without them.
 
     Args:
         num_images: The number of images.
@@ -79,6 +80,10 @@ class SampleGrid(DDPMCallback):
                 self._draw(trainer, module)
 
     def _draw(self, trainer: Trainer, module: DDPM) -> None:
+        with averaged_weights(trainer, module, self):
+            self._draw_images(trainer, module)
+
+    def _draw_images(self, trainer: Trainer, module: DDPM) -> None:
         step = self._last_step = trainer.global_step
         sampler = shortened(trainer, self.sampler or module.sampler)
         num_images = min(self.num_images, sampler.chunk_size) if is_fast_dev_run(trainer) else self.num_images

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.features import FeatureExtraction
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.diffusion.sampler import Sampler
@@ -128,7 +129,8 @@ class SampleMetrics(DDPMCallback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The first validation always evaluates, so that a checkpoint callback can monitor the metric in any of them.
         if not trainer.sanity_checking and (self.is_due(trainer) or not self._has_evaluated):
-            values = self._evaluate(trainer, pl_module)
+            with averaged_weights(trainer, pl_module, self):
+                values = self._evaluate(trainer, pl_module)
             self._has_evaluated = True
             rank_zero_info(", ".join(f"{key} = {value:.4f}" for key, value in values.items()) + f" ({self._protocol})")
 

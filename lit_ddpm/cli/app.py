@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -111,8 +111,7 @@ class DDPMCLI(LightningCLI):
         callbacks = _as_list(config.get("callbacks"))
         if config.get("enable_checkpointing") is not False:
             callbacks += _default_checkpoints(callbacks, self.model, config)
-        # Averaged weights are in place before any other callback uses them.
-        kwargs["callbacks"] = sorted(callbacks, key=lambda callback: not isinstance(callback, WeightAveraging))
+        kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
 

@@ -121,7 +121,7 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Returns shuffled complete batches; a checkpoint contains the position in the epoch.
+        """Returns shuffled complete batches; training resumes within an epoch.
 
         Raises:
             ValueError: If there are fewer images than in a batch.
@@ -132,7 +132,8 @@ class ImageDataModule(LightningDataModule):
                 f"batch_size = {self.batch_size} on {replicas} rank(s) is more than the {len(images)} training images."
             )
         sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
-        return ResumableLoader(images, self.batch_size, sampler, Progress(self.trainer), **self._loader_settings())
+        settings = self._loader_settings() | {"batch_size": self.batch_size, "sampler": sampler, "drop_last": True}
+        return ResumableLoader(images, Progress(self.trainer), **settings)
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -38,7 +38,7 @@ def load_state(module: "DDPM", checkpoint: dict[str, Any]) -> None:
         if state["timesteps"]:
             module.timesteps.load_state_dict(state["timesteps"])
         module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)
-    module.averaged = "weights" in checkpoint
+    module.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
     module.trained_steps = checkpoint.get("global_step", 0)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -54,7 +55,8 @@ class DDPM(PlainHyperparameters):
         compile: Compile the network with `torch.compile`: a slow first step, then faster ones. Not in checkpoints.
         channels_last: Use channels-last memory format, which speeds up convolutions. Not in checkpoints.
         optimizer: Builds the optimizer from the parameters.
-        lr_scheduler: Builds a learning-rate scheduler from the optimizer; it is stepped after every optimizer step.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer, such as `OneCycle` over the whole run; it is
+            stepped after every optimizer step.
     """
 
     def __init__(
@@ -203,7 +205,8 @@ class DDPM(PlainHyperparameters):
 
     @override
     def configure_optimizers(self) -> Any:
-        return self._make_optimizer(p for p in self.parameters() if p.requires_grad)
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        return self._make_optimizer(trained, lambda: self.trainer.estimated_stepping_batches)
 
     @override
     def configure_gradient_clipping(
@@ -233,11 +236,16 @@ class DDPM(PlainHyperparameters):
         return loss.float()
 
     @override
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
 
     @override
     def on_train_end(self) -> None:
+        callbacks = getattr(self.trainer, "callbacks", [])
+        self.averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+
+    @override
+    def on_fit_end(self) -> None:
         self.trained_steps = self.trainer.global_step
 
     @override

@@ -1,6 +1,6 @@
 """Optimizer steps: the optimizer and its schedule, clipping, and gradients that are not finite."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm.training.distributed import SHARDED
+from lit_ddpm.training.learning_rate import run_length
 
 
 class OptimizerFactory:
@@ -29,12 +30,16 @@ class OptimizerFactory:
         """Returns the same object."""
         return self
 
-    def __call__(self, parameters: Iterable[Tensor]) -> Any:
-        """Returns the optimizer, with its scheduler if there is one, in the form of ``configure_optimizers``."""
+    def __call__(self, parameters: Iterable[Tensor], num_steps: Callable[[], float]) -> Any:
+        """Returns the optimizer, with its scheduler if there is one, in the form of ``configure_optimizers``.
+
+        `num_steps` returns the number of optimizer steps of the run; it is called only if the scheduler needs it.
+        """
         optimizer = self._optimizer(parameters)
         if self._lr_scheduler is None:
             return optimizer
-        scheduler = self._lr_scheduler(optimizer)
+        with run_length(num_steps):
+            scheduler = self._lr_scheduler(optimizer)
         if (rate := min(group["lr"] for group in optimizer.param_groups)) < 0:  # some schedulers accept it silently
             raise ValueError(f"lr_scheduler sets the learning rate to {rate:g}, which must not be negative.")
         config = {"scheduler": scheduler, "interval": "step"}

@@ -37,8 +37,9 @@ def test_a_loader_resumes_within_an_epoch(num_workers):
 
     def loader():
         sampler = EpochSampler(images, num_replicas=1, rank=0, shuffle=True, seed=3)
-        keep = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-        return ResumableLoader(images, 3, sampler, progress, collate_fn=levels, **keep)
+        settings = {"batch_size": 3, "sampler": sampler, "drop_last": True, "collate_fn": levels}
+        workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        return ResumableLoader(images, progress, **settings, **workers)
 
     whole = loader()
     first = list(whole)
@@ -46,14 +47,13 @@ def test_a_loader_resumes_within_an_epoch(num_workers):
     assert list(whole) == first  # a finished epoch leaves no state
     interrupted = iter(whole)
     assert [next(interrupted) for _ in range(3)] == first[:3]
+    resumed = loader()
+    iterator = iter(resumed)  # Lightning makes it before it restores its progress
     progress.batches = 2  # the third was interrupted
-    resumed, state = loader(), whole.state_dict()
-    resumed.load_state_dict(state)
-    assert list(resumed) == first[2:]
+    assert list(iterator) == first[2:]
+    progress.batches = 0
     assert list(resumed) == first
     assert list(whole) == first  # nor does an interrupted one
-    resumed.load_state_dict({"batches": 6})
-    assert list(resumed) == first
     progress.epoch = 1
     assert list(resumed) != first
 

@@ -8,21 +8,22 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from helpers import ROOT, digits, same_weights, tiny_module, trainer
+from helpers import ROOT, FewDigits, digits, same_weights, tiny_module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from benchmarks.kill import arguments
-from lit_ddpm import ImportanceTimesteps, StratifiedTimesteps, UNet
+from lit_ddpm import ImportanceTimesteps, OneCycle, StratifiedTimesteps, UNet
 from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA
+from lit_ddpm.data import ImageTensors
 
 
-def make():
+def make(lr_scheduler=lambda optimizer: OneCycle(optimizer, max_lr=1e-3)):
     torch.manual_seed(0)
     return tiny_module(
         network=UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3),
         timesteps=ImportanceTimesteps(history=1),
-        lr_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-3, total_steps=40),
+        lr_scheduler=lr_scheduler,
     )
 
 
@@ -30,6 +31,18 @@ def flipped():
     data = digits(batch_size=128)
     data.flip = True
     return data
+
+
+class FourBatches(FewDigits):
+    """Four flipped batches of 32 images in an epoch."""
+
+    def __init__(self):
+        super().__init__(batch_size=32)
+        self.flip = True
+
+    def splits(self):
+        splits = super().splits()
+        return splits | {"train": ImageTensors(splits["train"].images[:130], splits["train"].labels[:130])}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -165,3 +178,46 @@ def test_resuming_restores_the_importance_of_timesteps():
     assert int(whole.timesteps._counts.sum()) == 16 * 256
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name])
+
+
+class Checkpoint(ModelCheckpoint):
+    """Every step, each in a file of its own."""
+
+    def __init__(self, directory):
+        super().__init__(directory, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+
+SETTINGS = {  # what ends a fit, its epochs, its optimizer steps and its validations
+    "max_steps": {"max_steps": 11, "max_epochs": -1},
+    "max_time": {"max_epochs": 3, "max_time": "00:01:00:00"},
+    "limit_train_batches": {"max_epochs": 3, "limit_train_batches": 3},
+    "limit_train_share": {"max_epochs": 3, "limit_train_batches": 0.6},
+    "overfit_batches": {"max_epochs": 4, "overfit_batches": 3},
+    "val_check_interval": {"max_epochs": 3, "val_check_interval": 2},
+    "val_check_share": {"max_epochs": 3, "val_check_interval": 0.5, "limit_train_batches": 3},
+    "val_over_epochs": {"max_epochs": 3, "val_check_interval": 3, "check_val_every_n_epoch": None},
+    "check_val_every_n_epoch": {"max_epochs": 4, "check_val_every_n_epoch": 2},
+    "no_validation": {"max_epochs": 3, "limit_val_batches": 0},
+    "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 3},
+    "accumulation_over_an_end": {"max_steps": 7, "max_epochs": -1, "accumulate_grad_batches": 3},
+    "accumulation_and_limit": {"max_epochs": 4, "accumulate_grad_batches": 2, "limit_train_batches": 3},
+    "sanity_check": {"max_epochs": 3, "num_sanity_val_steps": 2},
+    "reload": {"max_epochs": 4, "reload_dataloaders_every_n_epochs": 1},
+    "manual_sampler": {"max_epochs": 3, "use_distributed_sampler": False},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_step_of_every_setting_resumes(tmp_path, name):
+    settings = {"limit_val_batches": 1, **SETTINGS[name]}
+    whole, full = make(), trainer(callbacks=[EMA(0.9), Checkpoint(tmp_path)], enable_checkpointing=True, **settings)
+    full.fit(whole, FourBatches())
+    checkpoints = list(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == full.global_step > 4
+    for path in checkpoints:
+        resumed, again = make(), trainer(callbacks=[EMA(0.9)], **settings)
+        again.fit(resumed, FourBatches(), ckpt_path=path, weights_only=True)
+        assert again.global_step == full.global_step, path.name
+        assert same_weights(whole, resumed), path.name
+        assert same_weights(full.callbacks[0]._average_model, again.callbacks[0]._average_model), path.name
+        assert torch.equal(whole.timesteps._losses, resumed.timesteps._losses), path.name
