@@ -1,8 +1,9 @@
-"""Resumption of fits that SIGKILL ended at random moments, compared with a fit that was left alone.
+"""Resumption of fits that SIGKILL ended at random moments, compared with fits that were left alone.
 
-A fit of the digits by the command, with averaged weights, dropout, a learning-rate schedule, importance-sampled
-timesteps and accumulated gradients, writes a checkpoint every step; every other fit runs on two processes. Prints how
-many of the killed and resumed fits ended with the same weights, bit for bit, and the steps at which they were killed.
+A fit of the digits by the command, with averaged weights, dropout, a learning-rate schedule and importance-sampled
+timesteps, writes a checkpoint every step. The settings of its Trainer (length, limits, validation, accumulation) are
+drawn at random for each fit, and every other fit runs on two processes. Prints how many of the killed and resumed fits
+ended with the same weights, bit for bit, and the steps at which they were killed.
 """
 
 import os
@@ -35,26 +36,42 @@ SETTINGS = [
     "--model.timesteps=ImportanceTimesteps",
     "--model.timesteps.history=2",
     "--data.batch_size=64",
-    "--trainer.max_epochs=3",
-    "--trainer.check_val_every_n_epoch=1",
-    "--trainer.accumulate_grad_batches=2",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     f"--trainer.callbacks={CALLBACKS}",
 ]
+TRAINER_SETTINGS = (  # one of each group; an epoch has 19 batches on one process, 9 on two
+    ("max_epochs=3", "max_steps=20 max_epochs=-1", "max_epochs=3 max_time=00:01:00:00"),
+    ("limit_train_batches=null", "limit_train_batches=7", "limit_train_batches=0.5", "overfit_batches=6"),
+    ("accumulate_grad_batches=1", "accumulate_grad_batches=2", "accumulate_grad_batches=3"),
+    (
+        "check_val_every_n_epoch=1",
+        "check_val_every_n_epoch=2",
+        "check_val_every_n_epoch=1 val_check_interval=3",
+        "check_val_every_n_epoch=1 val_check_interval=0.5",
+        "check_val_every_n_epoch=null val_check_interval=5",
+        "check_val_every_n_epoch=1 limit_val_batches=0",
+    ),
+)
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STATE = ("state_dict", "current_model_state", "optimizer_states", "timesteps")
 
 OPTIONS = {
     "--kills": {"type": int, "default": 50},
+    "--seed": {"type": int, "default": 0, "help": "of the settings and the moments"},
 }
 
 
-def arguments(directory: Path, processes: int) -> list[str]:
+def random_settings(rng: random.Random) -> list[str]:
+    """Draws the settings of a Trainer, as flags of the command."""
+    return [f"--trainer.{setting}" for group in TRAINER_SETTINGS for setting in rng.choice(group).split()]
+
+
+def arguments(directory: Path, settings: list[str], processes: int = 1) -> list[str]:
     """Returns the arguments of a fit into a directory."""
     where = [f"--trainer.default_root_dir={directory}", "--trainer.accelerator=cpu"]
     how = ["--trainer.strategy=ddp_fork", f"--trainer.devices={processes}"] if processes > 1 else []
-    return ["fit", "--config", str(CONFIGS / "digits.yaml"), *SETTINGS, *where, *how]
+    return ["fit", "--config", str(CONFIGS / "digits.yaml"), *SETTINGS, *settings, *where, *how]
 
 
 def run_fit(options: list[str], log: Path) -> None:
@@ -66,12 +83,12 @@ def run_fit(options: list[str], log: Path) -> None:
     lit_ddpm(options)
 
 
-def fit(directory: Path, processes: int, kill_after: float | None = None) -> float | None:
+def fit(directory: Path, args: list[str], kill_after: float | None = None) -> float | None:
     """Fits in a forked process, resuming from the directory's checkpoint if there is one.
 
     Args:
         directory: The run directory.
-        processes: The number of training processes.
+        args: The arguments of the command.
         kill_after: Seconds after which the fit is killed, or None.
 
     Returns:
@@ -85,7 +102,7 @@ def fit(directory: Path, processes: int, kill_after: float | None = None) -> flo
     if not resume:
         shutil.rmtree(directory, ignore_errors=True)
     # Forked, since a new interpreter would import torch and Lightning for longer than the fit takes.
-    child = get_context("fork").Process(target=run_fit, args=([*arguments(directory, processes), *resume], log))
+    child = get_context("fork").Process(target=run_fit, args=([*args, *resume], log))
     start = time.perf_counter()  # not `clock.now`, which looks for a GPU: CUDA then refuses to start in a fork
     child.start()
     child.join(kill_after)
@@ -113,30 +130,29 @@ def equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
-def kill_and_resume(run: Path, processes: int, seconds: float, rng: random.Random) -> int:
+def kill_and_resume(run: Path, args: list[str], seconds: float, rng: random.Random) -> int:
     """Kills a fit at a random moment, resumes it, and returns the step of the checkpoint that it left (0 if none)."""
-    while fit(run, processes, rng.uniform(0.3, 0.95) * seconds) is not None:
+    while fit(run, args, rng.uniform(0.3, 0.95) * seconds) is not None:
         shutil.rmtree(run)  # it ended before it was killed
     step = load(run)["global_step"] if (run / CHECKPOINT).is_file() else 0
-    fit(run, processes)
+    fit(run, args)
     return int(step)
 
 
 def main(args: Namespace) -> dict[str, Any]:
     """Kills, resumes and compares."""
     torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork
-    rng = random.Random(0)
-    whole: dict[int, tuple[Path, float]] = {}  # uninterrupted fits and their seconds, by the number of processes
-    steps, num_equal = [], 0
-    with tempfile.TemporaryDirectory() as place:
-        for number in range(args.kills):
-            processes, run = 1 + number % 2, Path(place) / f"killed_{number}"
-            if processes not in whole:
-                directory = Path(place) / f"whole_{processes}"
-                whole[processes] = directory, fit(directory, processes) or 0.0
-            reference, seconds = whole[processes]
-            steps.append(kill_and_resume(run, processes, seconds, rng))
-            num_equal += all(equal(load(reference)[key], load(run)[key]) for key in STATE)
-            shutil.rmtree(run)
+    rng = random.Random(args.seed)
+    steps, different = [], []
+    for number in range(args.kills):
+        processes, settings = 1 + number % 2, random_settings(rng)
+        with tempfile.TemporaryDirectory() as place:
+            whole, run = Path(place) / "whole", Path(place) / "killed"
+            seconds = fit(whole, arguments(whole, settings, processes)) or 0.0
+            steps.append(kill_and_resume(run, arguments(run, settings, processes), seconds, rng))
+            if not all(equal(load(whole)[key], load(run)[key]) for key in STATE):
+                different.append(f"{' '.join(settings)} on {processes} processes, killed after step {steps[-1]}")
+    num_equal = len(steps) - len(different)
     print(f"{num_equal} of {len(steps)} killed fits ended bit-equal; killed after steps {sorted(steps)}")
-    return {"equal": num_equal, "steps": steps}
+    print("\n".join(different))
+    return {"equal": num_equal, "steps": steps, "different": different}

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,34 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def has_files(directory: Path) -> bool:
+    """Returns whether a directory exists and contains anything but temporary files of an interrupted process."""
+    return directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically."""
+    """Writes a JSON file atomically; numbers that are not finite become null."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a file with one in each line; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Writes a record in each line, atomically; numbers that are not finite become null."""
+    with atomic_write(path) as partial:
+        partial.write_text("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def sha256_of(path: Path) -> str:

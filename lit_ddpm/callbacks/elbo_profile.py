@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.callbacks import plots
 from lit_ddpm.callbacks.base import DDPMCallback
 from lit_ddpm.callbacks.loggers import log_config, log_image, log_table, step_of, summarize
@@ -43,9 +44,13 @@ class ELBOProfile(DDPMCallback):
         self._training_kl: Tensor | None = None  # sums and counts by timestep since the last plot, [2, T - 1]
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._training_kl = None
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = self.ddpm(pl_module)
-        self._training_kl = None
         weighting = getattr(module.objective, "weighting", None)  # of X0MSE, or of a user's objective
         names = {
             "objective": type(module.objective).__name__,
@@ -103,7 +108,8 @@ class ELBOProfile(DDPMCallback):
             log_image(trainer, f"{split}/{name}", image, directory / f"{split}_{name}_{step:07d}.png", caption)
         rows = np.stack(list(table.values()), axis=1).tolist()
         log_table(trainer, f"{split}/elbo_profile", list(table), rows)
-        with (directory / f"{split}_elbo_profile_{step:07d}.csv").open("w", newline="") as file:
+        path = directory / f"{split}_elbo_profile_{step:07d}.csv"
+        with atomic_write(path) as partial, partial.open("w", newline="") as file:
             csv.writer(file).writerows([list(table), *rows])
 
 

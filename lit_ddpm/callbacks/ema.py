@@ -20,7 +20,8 @@ class EMA(WeightAveraging):
     """Averages the weights over optimizer steps; everything except the training steps uses the average.
 
     The module holds the average during validation and from the end of training on. A checkpoint's ``state_dict`` is the
-    average, so every loader gets it; training resumes from ``current_model_state``.
+    average, so every loader gets it; training resumes from ``current_model_state``. Without ``ckpt_path`` a fit starts
+    from the weights that the module holds, which are the average after an earlier fit.
 
     After ``n`` steps the decay is ``min(decay, (1 + n) / (10 + n))``, a warm-up that gives the initial weights little
     weight in a short run.
@@ -67,15 +68,12 @@ class EMA(WeightAveraging):
         if stage != "fit":
             return
         self._latest_update_step = trainer.global_step  # a new Trainer counts from 0
-        if self._swapped and self._pairs is not None and self._pairs[1][0] is next(pl_module.parameters()):
-            self._swap_models(pl_module)  # the same module is fitted again, from its raw weights
-        else:
-            self._pairs, self._swapped = None, False
-            self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
-            with warnings.catch_warnings():
-                # DDPM overrides it to shard, which is refused above.
-                warnings.filterwarnings("ignore", ".*overrides the configure_model callback.*")
-                super().setup(trainer, pl_module, stage)
+        self._pairs, self._buffers, self._swapped, self._raw = None, [], False, None
+        self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
+        with warnings.catch_warnings():
+            # DDPM overrides it to shard, which is refused above.
+            warnings.filterwarnings("ignore", ".*overrides the configure_model callback.*")
+            super().setup(trainer, pl_module, stage)
 
     @override
     def on_train_batch_end(

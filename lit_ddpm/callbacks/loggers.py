@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.training.module import DDPM
 
 
@@ -26,16 +27,21 @@ def _x_axis(trainer: Trainer) -> int:
 
 
 def log_image(trainer: Trainer, key: str, image: Image.Image, path: Path, caption: str) -> None:
-    """Writes an image to `path`, with the caption as metadata, and sends it to the loggers for images; on rank 0."""
+    """Writes an image to `path`, with the caption as metadata, and sends it to the loggers for images; on rank 0.
+
+    These are TensorBoard, W&B and any logger with a method ``log_image`` or ``log_images``.
+    """
     info = PngInfo()
     info.add_text("Description", caption)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, pnginfo=info)
+    with atomic_write(path) as partial:
+        image.save(partial, format="png", pnginfo=info)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, np.asarray(image), _x_axis(trainer), dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             logger.log_image(key, [image], _x_axis(trainer), caption=[caption])
+        elif log_images := getattr(logger, "log_image", None) or getattr(logger, "log_images", None):
+            log_images(key, [image], _x_axis(trainer))  # the signature of Lightning's WandbLogger
 
 
 def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[Any]]) -> None:

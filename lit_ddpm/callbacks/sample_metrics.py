@@ -1,8 +1,8 @@
 """FID, KID and IS, during training and in testing."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.files import read_json_lines, write_json_lines
 from lit_ddpm.callbacks.base import DDPMCallback
 from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.features import FeatureExtraction
@@ -199,9 +200,9 @@ class SampleMetrics(DDPMCallback):
         metrics = sample_metrics(self._real, features, logits, p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed)
         path = RunDirectory.of_trainer(trainer).sample_metrics
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
-            record = {"command": trainer.state.fn, "global_step": step_of(trainer)}
-            with path.open("a") as file:
-                file.write(json.dumps(record | {"metrics": metrics, "protocol": asdict(p)}) + "\n")
+            record: dict[str, Any] = {"command": trainer.state.fn, "global_step": step_of(trainer)}
+            record |= {"metrics": metrics, "protocol": asdict(p)}
+            write_json_lines(path, [*read_json_lines(path), record])
         values = {f"sample/{metric}_{self._extraction.info.name}": value for metric, value in metrics.items()}
         pl_module.log_dict(values)
         return values

@@ -2,30 +2,31 @@
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import Callback, LightningModule, Trainer
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from typing_extensions import override
 
-from lit_ddpm._internal.files import atomic_write, write_json
+from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.config import as_config
+from lit_ddpm._internal.files import atomic_write, has_files, write_json
 from lit_ddpm.data.pixels import to_uint8
+from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.sampling import SampleChunk
 
 ORIGIN = "samples.json"
 
 
-class SampleWriter(BasePredictionWriter):
-    """Writes the images of `DDPM.predict_step`: a PNG for each, and all of them as ``samples.npz``.
+class SampleWriter(Callback):
+    """Writes the images of a seed that ``predict`` draws: a PNG for each, and all of them as ``samples.npz``.
 
     The ``.npz`` contains ``arr_0``, uint8 ``[N, H, W, C]``, and for a class-conditional model ``arr_1``, int64 ``[N]``:
     the layout of common FID tools. ``samples.json`` contains the origin of the images, so that an interrupted command
@@ -34,48 +35,60 @@ class SampleWriter(BasePredictionWriter):
     Args:
         directory: The folder to write to.
         num_samples: The number of images.
-        origin: A fingerprint of the weights, sampler, guidance and seed.
+        seed: The seed of the images.
     """
 
-    def __init__(self, directory: Path, num_samples: int, origin: dict[str, Any]) -> None:
-        super().__init__(write_interval="batch")
-        path = directory / ORIGIN
-        existing = json.loads(path.read_text()) if path.is_file() else None
-        if existing != origin and directory.exists() and any(directory.iterdir()):
-            raise ValueError(
-                f"{directory} is not empty, and its images are not of the same checkpoint, sampler and seed: set "
-                "another directory with --output_dir."
-            )
+    def __init__(self, directory: Path, num_samples: int, seed: int = 0) -> None:
+        check_at_least(self, 1, num_samples=num_samples)
         self.directory = directory
         self.num_samples = num_samples
-        self.origin = origin
+        self.seed = seed
 
-    def missing(self, chunk_size: int) -> Iterator[tuple[int, int]]:
-        """Yields the chunks, as first index and count, that have a missing image."""
-        for first in range(0, self.num_samples, chunk_size):
-            count = min(chunk_size, self.num_samples - first)
-            if not all(self._path(index).is_file() for index in range(first, first + count)):
-                yield first, count
+    def missing(self, module: DDPM) -> list[SampleChunk]:
+        """Returns the chunks with an image that is not in the directory, at least one.
+
+        Raises:
+            ValueError: If the directory contains other files, or images of other weights, another sampler or seed.
+        """
+        path = self.directory / ORIGIN
+        existing = json.loads(path.read_text()) if path.is_file() else None
+        if existing != self._origin(module) and has_files(self.directory):
+            raise ValueError(
+                f"{self.directory} is not empty, and its images are not of the same weights, sampler and seed: set "
+                "another directory with --output_dir."
+            )
+        chunks = SampleChunk.split(self.num_samples, module.sampler.chunk_size, self.seed)
+        missing = [chunk for chunk in chunks if not all(self._path(index).is_file() for index in chunk.indices)]
+        return missing or chunks[:1]
+
+    def _origin(self, module: DDPM) -> dict[str, Any]:
+        """Returns a fingerprint of the weights, sampler, guidance and seed."""
+        return {
+            "weights": fingerprint_of(module.denoiser),
+            "sampler": as_config(module.sampler),
+            "guidance": module.guidance,
+            "seed": self.seed,
+        }
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DDPM)
         if trainer.is_global_zero:
-            write_json(self.directory / ORIGIN, self.origin)
+            write_json(self.directory / ORIGIN, self._origin(pl_module))
         trainer.strategy.barrier()
 
     @override
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Tensor,
-        batch_indices: Sequence[int] | None,
-        batch: Tensor,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, DDPM)
-        for index, image in enumerate(to_uint8(prediction, pl_module.levels).cpu(), int(batch[1])):
+        for index, image in zip(batch.indices, to_uint8(outputs, pl_module.levels).cpu(), strict=True):
             with atomic_write(self._path(index)) as partial:
                 to_pil_image(image).save(partial, format="png")
 

@@ -100,6 +100,10 @@ class DDPMCLI(LightningCLI):
             run = RunDirectory(Path(config.trainer.default_root_dir))
             rank_zero_only(run.prepare)(new_run=command == "fit" and not config.ckpt_path)
 
+    def before_predict(self) -> None:
+        """Removes the data, since the command draws the images of a seed."""
+        self.datamodule = None
+
     @override
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Returns the Trainer with the loggers and callbacks of the configuration and of the command."""

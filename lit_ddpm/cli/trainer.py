@@ -1,22 +1,17 @@
 """Lightning's Trainer with a ``predict`` that draws images without data."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
-import torch
 from lightning import LightningDataModule, LightningModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
-from lit_ddpm._internal.config import as_config
-from lit_ddpm._internal.files import sha256_of
 from lit_ddpm.callbacks.sample_writer import SampleWriter
-from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
+from lit_ddpm.training.sampling import SampleChunk, chunk_loader
 
 
 class Trainer(lightning.Trainer):
@@ -62,7 +57,7 @@ class Trainer(lightning.Trainer):
         Args:
             model: The model.
             dataloaders: Batches for ``predict_step``, in place of the images of a seed.
-            datamodule: Ignored, since sampling needs no data.
+            datamodule: A data module with such batches.
             return_predictions: Return the images as well.
             ckpt_path: The checkpoint to sample from.
             weights_only: Load the checkpoint without pickled objects.
@@ -70,29 +65,28 @@ class Trainer(lightning.Trainer):
             seed: The seed of the images; image i of a seed is always the same.
             output_dir: The directory to write to; ``predict`` in the run directory if None.
         """
-        if dataloaders is None and isinstance(model, DDPM):
-            check_at_least(self, 1, num_samples=num_samples)
-            run = RunDirectory.of_trainer(self)
-            directory = Path(output_dir) if output_dir is not None else run.predictions
-            writer = SampleWriter(directory, num_samples, _origin(model, ckpt_path, seed))
-            size = model.sampler.chunk_size
-            missing = list(writer.missing(size)) or [(0, min(size, num_samples))]
-            chunks = [torch.tensor([seed, first, count]) for first, count in missing]
-            dataloaders = DataLoader(cast(Dataset[torch.Tensor], chunks), batch_size=1, collate_fn=_only_item)
-            self.callbacks.append(writer)  # type: ignore[attr-defined]  # Lightning sets it from another class
-            try:
-                return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
-            finally:
-                self.callbacks.remove(writer)  # type: ignore[attr-defined]  # the next prediction has its own
-        return super().predict(model, dataloaders, None, return_predictions, ckpt_path, weights_only)
+        model = self.lightning_module if model is None else model
+        if dataloaders is not None or datamodule is not None or not isinstance(model, DDPM):
+            return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+        directory = Path(output_dir) if output_dir is not None else RunDirectory.of_trainer(self).predictions
+        writer = SampleWriter(directory, num_samples, seed)
+        self.callbacks.append(writer)  # type: ignore[attr-defined]  # Lightning sets it from another class
+        try:
+            return super().predict(model, None, _MissingSamples(writer), return_predictions, ckpt_path, weights_only)
+        finally:
+            self.callbacks.remove(writer)  # type: ignore[attr-defined]  # the next prediction has its own
 
 
-def _origin(model: DDPM, ckpt_path: str | Path | None, seed: int) -> dict[str, Any]:
-    """Returns a fingerprint of the weights, sampler, guidance and seed."""
-    path = Path(ckpt_path) if ckpt_path is not None else None
-    weights = sha256_of(path) if path is not None and path.is_file() else fingerprint_of(model)
-    return {"weights": weights, "sampler": as_config(model.sampler), "guidance": model.guidance, "seed": seed}
+class _MissingSamples(LightningDataModule):
+    """The images that a writer lacks; Lightning asks for them when the weights are loaded."""
 
+    def __init__(self, writer: SampleWriter) -> None:
+        super().__init__()
+        self.writer = writer
 
-def _only_item(batch: Sequence[Any]) -> Any:
-    return batch[0]
+    @override
+    def predict_dataloader(self) -> DataLoader[SampleChunk]:
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, DDPM)
+        return chunk_loader(self.writer.missing(module))

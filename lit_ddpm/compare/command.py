@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch
 
+from lit_ddpm._internal.files import has_files
 from lit_ddpm.cli.errors import stop
 from lit_ddpm.compare.arms import OBJECTIVES, Arm, resolve_arms
 from lit_ddpm.compare.audit import Audit, audit
@@ -52,7 +53,7 @@ def compare(
         for seed in range(num_seeds)
         for arm in arms
     ]
-    if not resume and directory.exists() and any(directory.iterdir()):
+    if not resume and has_files(directory):
         raise ValueError(
             f"{directory} is not empty: resume the comparison there with --resume, or set another directory with "
             "--output_dir."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.audit import Audit
 from lit_ddpm.compare.runs import Result
@@ -125,7 +126,7 @@ class Comparison:
         speed = columns.pop(SPEED, {})
         columns |= {f"measured_with_{name}": values for name, values in self.cross_evaluation().items()}
         columns |= {SPEED: speed} if speed else {}
-        with path.open("w", newline="") as file:
+        with atomic_write(path) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))])
             for arm in self.results:

@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.callbacks import plots
 from lit_ddpm.compare.audit import ALLOWED, Audit
 from lit_ddpm.compare.comparison import Comparison, Value, text_of
@@ -68,7 +69,8 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
         f"<p>{escape(versions)}, Python {platform.python_version()}, {escape(platform.platform())}</p>",
     ]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title><style>{STYLE}</style>'
-    path.write_text(head + "\n".join(parts) + "</html>\n")
+    with atomic_write(path) as partial:
+        partial.write_text(head + "\n".join(parts) + "</html>\n")
 
 
 def _table(comparison: Comparison, columns: dict[str, dict[str, Value]]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from lit_ddpm._internal.files import write_json
+from lit_ddpm._internal.files import atomic_write, has_files, read_json_lines, write_json
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.data.base import ImageDataModule
@@ -78,7 +79,7 @@ class Run:
         """Raises a ValueError if the directory contains a run of another configuration."""
         path = self.files.arm_config
         existing = yaml.safe_load(path.read_text()) if path.is_file() else None
-        if self.files.path.exists() and any(self.files.path.iterdir()) and existing != self.config():
+        if has_files(self.files.path) and existing != self.config():
             raise ValueError(
                 f"{self.files.path} contains a run of another configuration: set another directory with --output_dir, "
                 "or remove this one."
@@ -94,7 +95,8 @@ class Run:
         if not resumes and files.path.exists():
             shutil.rmtree(files.path)
         files.path.mkdir(parents=True, exist_ok=True)
-        files.arm_config.write_text(self.config_yaml())
+        with atomic_write(files.arm_config) as partial:
+            partial.write_text(self.config_yaml())
         # With a checkpoint the configuration of the run is used; it also contains the identifier of a W&B run.
         last_checkpoint_args = ["--ckpt_path", str(files.last_checkpoint)]
         commands = {"fit": last_checkpoint_args if resumes else ["--config", str(files.arm_config)]}
@@ -130,11 +132,12 @@ class Run:
 
     def result(self) -> Result:
         """Returns the results of a complete run."""
-        path, samples = self.files.sample_metrics, {}
-        for line in map(json.loads, path.read_text().splitlines() if path.is_file() else []):
-            if line["command"] == "test":  # the last one counts
-                extractor = line["protocol"]["extractor"].split(" ")[0]
-                samples = {f"{name}_{extractor}": value for name, value in line["metrics"].items()}
+        samples = {}
+        for record in read_json_lines(self.files.sample_metrics):
+            if record["command"] == "test":  # the last one counts
+                extractor = record["protocol"]["extractor"].split(" ")[0]
+                metrics = {key: math.nan if value is None else value for key, value in record["metrics"].items()}
+                samples = {f"{name}_{extractor}": value for name, value in metrics.items()}
         with self.files.metrics.open(newline="") as file:
             speeds = [float(row["perf/images_per_s"]) for row in csv.DictReader(file) if row.get("perf/images_per_s")]
         return Result(Report.load(self.files.ledger), samples, statistics.median(speeds) if speeds else None)

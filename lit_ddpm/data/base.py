@@ -143,6 +143,11 @@ class ImageDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(self._splits["test"], batch_size=self.eval_batch_size, **self._loader_settings())
 
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Returns the test images: for each, ``predict`` draws one under the same conditions, such as its label."""
+        return self.test_dataloader()
+
     def reference_dataloader(self) -> DataLoader[Batch]:
         """Returns the training images in order, in [-1, 1] and without flips: the reference of FID.
 

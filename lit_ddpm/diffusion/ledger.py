@@ -65,8 +65,9 @@ class Report:
     def load(cls, path: Path) -> "Report":
         """Reads a file of `save`."""
         content = json.loads(path.read_text())
-        content["terms"] = {name: Entry(**entry) for name, entry in content["terms"].items()}
-        content["baseline"] = Entry(**content["baseline"]) if content["baseline"] is not None else None
+        content["terms"] = {name: _entry(entry) for name, entry in content["terms"].items()}
+        content["baseline"] = _entry(content["baseline"]) if content["baseline"] is not None else None
+        content["profile"] = [_number(value) for value in content["profile"]]
         return cls(**content)
 
     def table(self) -> str:
@@ -79,6 +80,15 @@ class Report:
             lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
         lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
         return "\n".join(lines)
+
+
+def _number(value: float | None) -> float:
+    """Returns a number of a JSON file, where null stands for one that is not finite."""
+    return math.nan if value is None else value
+
+
+def _entry(content: dict[str, float | None]) -> Entry:
+    return Entry(**{name: _number(value) for name, value in content.items()})
 
 
 def _se(value: float) -> str:

@@ -128,9 +128,14 @@ class HybridObjective(Objective):
     decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
-        """Checks the weight."""
+        """Checks the settings."""
         if not self.weight > 0:
             raise ValueError(f"weight = {self.weight} of HybridObjective must be positive.")
+        if isinstance(self.simple, PosteriorKL | HybridObjective):
+            raise ValueError(
+                f"simple = {type(self.simple).__name__} of HybridObjective trains the variance too: use an objective "
+                "of the mean, such as PredictionMSE or X0MSE, or PosteriorKL alone."
+            )
 
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:

@@ -24,6 +24,9 @@ class TimestepSampler(Configurable, ABC):
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Records the losses of a training batch, gathered from all ranks, both ``[B]`` on the CPU."""
 
+    def reset(self) -> None:
+        """Discards what was recorded; called at the start of a fit."""
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
         return {}
@@ -78,6 +81,10 @@ class ImportanceTimesteps(TimestepSampler):
         check_at_least(self, 1, history=self.history)
         if not 0 < self.uniform_share <= 1:
             raise ValueError(f"uniform_share = {self.uniform_share} of ImportanceTimesteps must be in (0, 1].")
+        self.reset()
+
+    @override
+    def reset(self) -> None:
         self._losses = torch.zeros(0, self.history, dtype=torch.float64)  # a ring buffer for each t
         self._counts = torch.zeros(0, dtype=torch.int64)
 

@@ -122,8 +122,12 @@ class BoundEvaluator:
         self.num_val_timesteps = num_val_timesteps
         self.last_report: Report | None = None  # of the last `finish`
         self._initial_moment: Tensor | None = None  # of the current or last validation
-        self._found_moment: Tensor | None = None
+        self._found_moment: Tensor | None = None  # in it
         self._bound: SplitBound | None = None
+
+    def reset(self) -> None:
+        """Discards the second moments of earlier fits."""
+        self._initial_moment = self._found_moment = None
 
     def new_bound(self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split) -> SplitBound:
         """Returns an empty accumulator for a split, with the settings of this evaluator."""

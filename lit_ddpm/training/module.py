@@ -1,6 +1,5 @@
 """DDPM, the LightningModule: the slots of a diffusion model and Lightning's step methods."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_ddpm._internal.random import reseed, training_seed
@@ -28,6 +28,7 @@ from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl
 from lit_ddpm.training.feedback import ImportanceFeedback
 from lit_ddpm.training.hparams import EXECUTION_ONLY, PlainHyperparameters
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
+from lit_ddpm.training.sampling import SampleChunk, as_labels, chunk_loader
 from lit_ddpm.training.setup import SpeedHint, check_data
 
 
@@ -85,9 +86,9 @@ class DDPM(PlainHyperparameters):
         self.denoiser = Denoiser(
             network, schedule or LinearSchedule(), parametrization or EpsParametrization(), variance, clip
         )
+        self.decoder = decoder
         self.objective = objective or PredictionMSE()
         self.timesteps = timesteps or UniformTimesteps()
-        self.decoder = decoder
         self.sampler = sampler or AncestralSampler()
         self.guidance = guidance
         self.objective.check(self.denoiser)
@@ -105,6 +106,7 @@ class DDPM(PlainHyperparameters):
         self.last_kl: KLMetrics | None = None  # of the last training batch
         self.evaluator = BoundEvaluator(num_val_timesteps)  # `last_report` is that of the last validation or test
         self.gradient_guard = GradientGuard(max_skipped_steps)  # `skipped_steps` counts those of the fit
+        self._inferred_decoder: Decoder | None = None  # `decoder`, if it was not an argument
         self._label_dropout = LabelDropout(label_dropout, self.num_classes)
         self._make_optimizer = OptimizerFactory(optimizer, lr_scheduler)
         self._importance_feedback = ImportanceFeedback(self.timesteps)
@@ -143,7 +145,8 @@ class DDPM(PlainHyperparameters):
         """Draws images `first_index` and following of `seed`, ``[num_images, C, H, W]`` in about [-1, 1].
 
         Image i of a seed is always the same. The weights are those of the module: the average, if it was loaded from a
-        checkpoint written with `EMA`. `sampler` replaces the module's own, and `cond` the result of `sample_cond`.
+        checkpoint written with `EMA`. `sampler` replaces the module's own, and `cond` the result of `sample_cond`;
+        a ``label`` is an integer for all images, or an integer for each.
 
         Raises:
             ValueError: If the module has not seen data and so has no image shape, or a label is out of range.
@@ -153,12 +156,20 @@ class DDPM(PlainHyperparameters):
                 "image_shape is unknown until the module has seen data: load a checkpoint, or set image_shape."
             )
         cond = self.sample_cond(torch.arange(first_index, first_index + num_images)) | cond
-        label, classes = cond.get("label"), range(self.num_classes or 0)
-        if label is not None and classes and not set(label.tolist()) <= set(classes):
-            raise ValueError(f"label = {label.tolist()} must be 0 to {classes[-1]}.")
+        if "label" in cond and self.num_classes is not None:
+            cond["label"] = as_labels(cond["label"], num_images, self.num_classes)
         cond = {key: x.to(self.device) if isinstance(x, Tensor) else x for key, x in cond.items()}
         shape = (num_images, *self.image_shape)
         return (sampler or self.sampler)(self.sampling_denoiser, shape, seed, first_index, **cond)
+
+    @property
+    def objective(self) -> Objective:
+        """The training loss; one that needs a decoder and has none gets that of the module."""
+        return self._objective if self.decoder is None else self._objective.with_decoder(self.decoder)
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self._objective = objective
 
     @property
     def num_classes(self) -> int | None:
@@ -183,15 +194,18 @@ class DDPM(PlainHyperparameters):
 
     @override
     def setup(self, stage: str) -> None:
+        data = DataInfo.of(getattr(self.trainer, "datamodule", None))
+        self.image_shape = data.image_shape or self.image_shape
         if stage == "predict":
             return
-        data = DataInfo.of(getattr(self.trainer, "datamodule", None))
-        if self.decoder is None:
-            self.decoder = DiscretizedGaussian(data.levels or self.levels)
+        if self.decoder is self._inferred_decoder:  # for each dataset anew
+            self.decoder = self._inferred_decoder = DiscretizedGaussian(data.levels or self.levels)
+        assert self.decoder is not None
         self.data_levels = self.decoder.levels
-        self.objective = self.objective.with_decoder(self.decoder)
         check_data(data, self.denoiser, self.decoder)
-        self.image_shape = data.image_shape or self.image_shape
+        if stage == "fit":  # a checkpoint is loaded later
+            self.timesteps.reset()
+            self.evaluator.reset()
 
     @override
     def configure_model(self) -> None:
@@ -221,12 +235,14 @@ class DDPM(PlainHyperparameters):
         All randomness of the step (t, eps, dropout) is a function of (seed, epoch, batch index, rank).
         """
         x_0, cond = self.unpack_batch(batch)
-        self.image_shape = self.image_shape or tuple(x_0.shape[1:])
-        if batch_idx == 0 and self.objective.decoder is not None:
-            self.objective.decoder.check(x_0)
+        objective = self.objective
+        if batch_idx == 0:
+            self.image_shape = tuple(x_0.shape[1:])
+            if objective.decoder is not None:
+                objective.decoder.check(x_0)
         reseed(x_0.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         cond = self._label_dropout(cond)
-        loss, losses, weight, pred = training_loss(self.denoiser, x_0, self.objective, self.timesteps, **cond)
+        loss, losses, weight, pred = training_loss(self.denoiser, x_0, objective, self.timesteps, **cond)
         self._importance_feedback.observe(self, batch_idx, pred.t, losses)
         self.gradient_guard.observe(pred.t, losses)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(x_0))
@@ -257,10 +273,18 @@ class DDPM(PlainHyperparameters):
         self.evaluator.update(*self.unpack_batch(batch))
 
     @override
-    def predict_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:
-        """Draws images for ``(seed, first index, number)``, see `lit_ddpm.cli.trainer.Trainer.predict`."""
-        seed, first_index, num_images = (int(number) for number in batch)
-        return self.sample(num_images, seed, first_index)
+    def predict_dataloader(self) -> DataLoader[SampleChunk]:
+        """Returns 64 images of seed 0 to draw."""
+        return chunk_loader(SampleChunk.split(64, self.sampler.chunk_size, seed=0))
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Draws the images of a `SampleChunk`; for a batch of data, an image of seed 0 under each of its conditions."""
+        if isinstance(batch, SampleChunk):
+            return self.sample(batch.num_images, batch.seed, batch.first_index)
+        x_0, cond = self.unpack_batch(batch)
+        position = batch_idx * self.trainer.world_size + self.global_rank
+        return self.sample(len(x_0), first_index=position * len(x_0), **cond)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
+from lit_ddpm._internal.files import atomic_write, read_json_lines, write_json_lines
+
 
 class RunDirectory:
     """The files of a run; every other module takes their names from here.
@@ -64,20 +66,41 @@ class RunDirectory:
         except OSError as error:
             raise ValueError(f"the run directory {self.path} is not writable ({error.strerror}).") from None
 
+    def rewind(self, step: int) -> None:
+        """Removes the metrics of a fit after `step` optimizer steps, which a run that resumes there repeats."""
+        header, rows = _read_csv(self.metrics)
+        kept = [row for row in rows if int(row["step"]) < step or any(row[key] for key in header if "test/" in key)]
+        if rows:  # a partial row is removed too
+            _write_csv(self.metrics, header, kept)
+        records = read_json_lines(self.sample_metrics)
+        kept_records = [record for record in records if record["command"] != "fit" or record["global_step"] <= step]
+        if len(kept_records) < len(records):
+            write_json_lines(self.sample_metrics, kept_records)
+
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run directory at the start of a fit, and at no other command."""
+    """Writes the resolved configuration into the run directory at the start of a fit, and at no other command.
+
+    A fit that is resumed from a checkpoint also removes the metrics of later steps, which it repeats.
+    """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        path = RunDirectory.of_trainer(trainer).config
+        if trainer.is_global_zero:
+            with atomic_write(path) as partial:
+                self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+            for logger in trainer.loggers:
+                if not isinstance(logger, RunLogger):
+                    logger.log_hyperparams({"config": self.config.as_dict()})
 
     @override
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for logger in trainer.loggers:
-            if not isinstance(logger, RunLogger):
-                logger.log_hyperparams({"config": self.config.as_dict()})
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = RunDirectory.of_trainer(trainer)
+        if trainer.is_global_zero:
+            run.rewind(trainer.global_step)
 
 
 class RunLogger(CSVLogger):
@@ -100,7 +123,26 @@ class RunLogger(CSVLogger):
 class _AppendingWriter(ExperimentWriter):
     @override
     def _check_log_dir_exists(self) -> None:  # Lightning 2.6 deletes the file here
+        self.metrics_keys = _read_csv(Path(self.metrics_file_path))[0]
+
+    @override
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:  # Lightning 2.6 could lose the file here
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+        _write_csv(path, fieldnames, _read_csv(path)[1])
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the header of a file and its complete rows; nothing if there is no file."""
+    if not path.is_file():
+        return [], []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if None not in row.values()]  # a killed process can leave part of a row
+        return list(reader.fieldnames or []), rows
+
+
+def _write_csv(path: Path, header: list[str], rows: list[dict[str, str]]) -> None:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -175,7 +175,8 @@ def test_integers_and_statistics_are_not_averaged():
     assert int(module.count) == 8
 
 
-def test_a_second_fit_resumes_from_the_raw_weights():
+def test_a_second_fit_starts_from_the_weights_of_the_module():
+    """These are the average; ``ckpt_path`` continues from the raw weights."""
     run, module, watch, _ = fitted(max_epochs=1)
     raw, average = watch.seen["train"], weight(module)
 
@@ -187,7 +188,8 @@ def test_a_second_fit_resumes_from_the_raw_weights():
     run.callbacks.append(first)
     run.fit_loop.max_epochs = 2
     run.fit(module, digits())
-    assert torch.equal(first.weight, raw)
+    assert torch.equal(first.weight, average)
+    assert not torch.equal(average, raw)
     assert not torch.equal(weight(module), average)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import CONFIGS, FIT_DIGITS, SMALL, error_of, read_wandb_run
+from helpers import CONFIGS, FIT_DIGITS, SMALL, digits, error_of, read_wandb_run, tiny_module, trainer
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_ddpm.__main__ import main
+from lit_ddpm.callbacks import SampleGrid
 
 WANDB = ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
 QUICK = [
@@ -124,3 +126,31 @@ def test_a_missing_wandb_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     assert "wandb" in error_of(capsys, [*FIT_DIGITS, *WANDB, *QUICK]).lower()
+
+
+class Pictures(Logger):
+    """A logger of a user, with the method of Lightning's W&B logger."""
+
+    name, version = "pictures", 0
+
+    def __init__(self, method):
+        super().__init__()
+        self.seen = {}
+        setattr(self, method, self.keep)
+
+    def keep(self, key, images, step=None, **kwargs):
+        self.seen[key] = (images[0].size, step)
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+@pytest.mark.parametrize("method", ["log_image", "log_images"])
+def test_any_logger_with_a_method_for_images_receives_them(method):
+    logger = Pictures(method)
+    run = trainer(callbacks=[SampleGrid(num_images=4)], logger=logger, max_epochs=1, limit_val_batches=1)
+    run.fit(tiny_module(), digits())
+    assert {name: step for name, (_, step) in logger.seen.items()} == {"sample/grid": 3, "sample/trajectory": 3}

@@ -9,13 +9,16 @@ from lit_ddpm.cli.trainer import Trainer
 
 def test_the_writer_refuses_a_directory_of_other_files(tmp_path):
     (tmp_path / "000000.png").touch()
+    writer, module = SampleWriter(tmp_path, 4), tiny_module()
     with pytest.raises(ValueError, match=r"is not empty.*--output_dir"):
-        SampleWriter(tmp_path, 4, {"seed": 0})
+        writer.missing(module)
     (tmp_path / "samples.json").write_text('{"seed": 1}')
-    with pytest.raises(
-        ValueError, match=r"is not empty, and its images are not of the same checkpoint, sampler and seed"
-    ):
-        SampleWriter(tmp_path, 4, {"seed": 0})
+    with pytest.raises(ValueError, match=r"is not empty, and its images are not of the same weights, sampler and seed"):
+        writer.missing(module)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    (tmp_path / "samples.json.1234.tmp").touch()  # of a killed process
+    assert writer.missing(module) == [(0, 0, 4)]
 
 
 def predict(module, directory, num_samples, **kwargs):
@@ -33,7 +36,7 @@ def test_interrupted_sampling_resumes(tmp_path):
     original = module.predict_step
 
     def predict_step(batch, batch_idx):
-        made.append(int(batch[1]))
+        made.append(batch.first_index)
         return original(batch, batch_idx)
 
     module.predict_step = predict_step
@@ -50,11 +53,11 @@ def test_interrupted_sampling_resumes(tmp_path):
     assert made == [24, 32]
     assert np.array_equal(predict(module, tmp_path / "a", 20), whole[:20])
     assert not list((tmp_path / "a").glob("*.tmp"))
-    with pytest.raises(ValueError, match="not of the same checkpoint, sampler and seed"):
+    with pytest.raises(ValueError, match="not of the same weights, sampler and seed"):
         predict(module, tmp_path / "a", 30, seed=1)
     with torch.no_grad():
         module.denoiser.network.conv.weight.add_(1)
-    with pytest.raises(ValueError, match="not of the same checkpoint, sampler and seed"):
+    with pytest.raises(ValueError, match="not of the same weights, sampler and seed"):
         predict(module, tmp_path / "a", 30)
 
 

@@ -118,3 +118,18 @@ def test_the_config_next_to_a_checkpoint_is_added(run):
     assert with_run_config(["test", f"--ckpt_path={checkpoint}"])[1:3] == config
     for args in (["test", "-c", "x", "--ckpt_path", checkpoint], ["fit"], ["test", "--ckpt_path"], []):
         assert with_run_config(args) == args
+
+
+def test_a_resumed_fit_repeats_no_step(run, monkeypatch, tmp_path):
+    """As after SIGKILL: the files are ahead of the checkpoint."""
+    here = copy_run(run, monkeypatch, tmp_path)
+    before = read_csv(here / "metrics.csv")
+    later = {**before[-1], "step": "99", "train/loss": "1.0"}
+    with (here / "metrics.csv").open("a") as file:
+        file.write(",".join(later.values()) + "\n")
+    main(["fit", "--ckpt_path", str(here / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=3"])
+    after = read_csv(here / "metrics.csv")
+    steps = [int(row["step"]) for row in after if row["train/loss"]]
+    assert steps == sorted(set(steps))
+    assert max(steps) == 8
+    assert len(after) > len(before)

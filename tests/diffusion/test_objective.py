@@ -257,3 +257,11 @@ def test_training_loss_defaults_to_l_simple():
 def test_training_loss_refuses_integers():
     with pytest.raises(TypeError, match=r"x_0 must be floating point, .*; its dtype is torch.uint8"):
         training_loss(tiny_denoiser(), torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("simple", [PosteriorKL(), HybridObjective()])
+def test_the_simple_part_of_a_hybrid_trains_the_mean_only(simple):
+    with pytest.raises(
+        ValueError, match=f"simple = {type(simple).__name__} of HybridObjective trains the variance too"
+    ):
+        HybridObjective(simple=simple)

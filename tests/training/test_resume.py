@@ -91,7 +91,7 @@ def test_limited_epochs_resume_at_their_own_end(tmp_path, saved_at):
 
 
 def test_killed_fits_end_with_the_same_weights():
-    """Three of the fifty kills of `benchmarks.kill`, on one process and on two."""
+    """Three of the fifty kills of `benchmarks.kill`, with random settings, on one process and on two."""
     command = [sys.executable, "-m", "benchmarks", "kill", "--kills", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "3 of 3 killed fits ended bit-equal" in done.stdout, done.stdout + done.stderr
@@ -99,7 +99,7 @@ def test_killed_fits_end_with_the_same_weights():
 
 def test_a_terminated_fit_saves_a_checkpoint(capsys, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    small = [argument for argument in arguments(Path("run"), 1) if "callbacks" not in argument]
+    small = [arg for arg in arguments(Path("run"), ["--trainer.max_epochs=2"]) if "callbacks" not in arg]
     try:
         with pytest.raises(SystemExit) as stopped:
             main([*small, "--trainer.callbacks+=helpers.Terminate"])
