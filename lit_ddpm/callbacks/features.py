@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.data.protocols import HasFingerprint, HasReference
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.metrics.features import ExtractorInfo, extract
 from lit_ddpm.metrics.fid import KID_IMAGES, RealStatistics
-from lit_ddpm.training.distributed import gather_objects, gather_round_robin
+from lit_ddpm.training.distributed import gather_results, interleave
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.sampling import draw, is_fast_dev_run, progress
 
@@ -37,10 +39,8 @@ class FeatureExtraction:
         self.data: Any = getattr(trainer, "datamodule", None)
         images = torch.full((2, *module.image_shape), 128, dtype=torch.uint8, device=module.device)
         for is_turn_of_first_rank in (True, False):  # the first rank of a machine may download the weights for all
-            if (trainer.local_rank == 0) is is_turn_of_first_rank:
-                with torch.random.fork_rng(devices=[]):  # a network draws its initial weights when it is built
-                    self.num_features = extract(extractor, images)[0].shape[1]
-            trainer.strategy.barrier()
+            turn = (trainer.local_rank == 0) is is_turn_of_first_rank
+            gather_results(trainer, partial(self._call_extractor, images) if turn else lambda: None)
         self.info = ExtractorInfo.of(extractor)
 
     def generated(self, sampler: Sampler, num_images: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -75,28 +75,12 @@ class FeatureExtraction:
             return self._measure(islice(loader, 1))
         if not isinstance(self.data, HasFingerprint):
             return self._measure(loader)
-        path, cached, origin = None, None, {}
-        if self.trainer.is_global_zero:
-            # The first images reveal a module that transforms them in unpack_batch.
-            first = self._pixels(next(iter(loader)))
-            origin = {
-                "data": self.data.fingerprint(),
-                "split": "train",
-                "image_shape": list(self.module.image_shape or ()),
-                "levels": self.module.levels,
-                "first_images": hashlib.sha256(first.numpy().tobytes()).hexdigest(),
-                "extractor": str(self.info),
-                "resize": self.info.resize,
-            }
-            key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
-            path = cache_dir / f"{self.info.name}_{key[:16]}.safetensors"
-            cached = RealStatistics.load(path, origin) if path.is_file() else None
-        cached = self.trainer.strategy.broadcast(cached)
+        path, origin, cached = gather_results(self.trainer, lambda: self._load(loader, cache_dir))[0]
         if cached is not None:
             return cached
         every = max(1, len(loader.dataset) // KID_IMAGES)  # type: ignore[arg-type]  # a dataset with a length
         real = self._measure(loader, every)
-        if path is not None:
+        if self.trainer.is_global_zero:
             try:
                 real.save(path, origin)
             except OSError as error:
@@ -104,18 +88,46 @@ class FeatureExtraction:
                 rank_zero_warn(f"the statistics of real images are not cached: {reason}.")
         return real
 
+    def _load(self, loader: DataLoader[Any], cache_dir: Path) -> tuple[Path, dict[str, Any], RealStatistics | None]:
+        """Returns the file of the statistics, their origin, and the statistics if the file exists; on rank 0."""
+        if not self.trainer.is_global_zero:
+            return cache_dir, {}, None
+        assert isinstance(self.data, HasFingerprint)
+        # The first images reveal a module that transforms them in unpack_batch.
+        first = self._pixels(next(iter(loader)))
+        origin = {
+            "data": self.data.fingerprint(),
+            "split": "train",
+            "image_shape": list(self.module.image_shape or ()),
+            "levels": self.module.levels,
+            "first_images": hashlib.sha256(first.numpy().tobytes()).hexdigest(),
+            "extractor": str(self.info),
+            "resize": self.info.resize,
+        }
+        key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
+        path = cache_dir / f"{self.info.name}_{key[:16]}.safetensors"
+        return path, origin, RealStatistics.load(path, origin) if path.is_file() else None
+
+    def _call_extractor(self, images: Tensor) -> None:
+        with torch.random.fork_rng(devices=[]):  # a network draws its initial weights when it is built
+            self.num_features = extract(self.extractor, images)[0].shape[1]
+
     def _pixels(self, batch: Any) -> Tensor:
         return to_uint8(self.module.unpack_batch(batch)[0], self.module.levels)
 
     def _measure(self, batches: Iterable[Any], every: int = 1) -> RealStatistics:
         """Returns the statistics of the batches of all ranks; the features of every n-th image are kept for the KID."""
-        total = torch.zeros(self.num_features, dtype=torch.float64)
-        products, count, kept = torch.outer(total, total), 0, []
-        for batch in progress(self.trainer, batches, f"measuring the real images for {self.info.name}"):
-            features = extract(self.extractor, self._pixels(batch).to(self.module.device))[0].cpu()
-            part = RealStatistics.of_features(features)
-            total, products, count = total + part.total, products + part.products, count + part.num_images
-            kept.append(features[::every])
-        totals, all_products, counts = zip(*gather_objects(self.trainer, (total, products, count)), strict=True)
-        features = torch.cat(gather_round_robin(self.trainer, kept))
-        return RealStatistics(torch.stack(totals).sum(0), torch.stack(all_products).sum(0), sum(counts), features)
+
+        def measure_share() -> tuple[Tensor, Tensor, int, list[Tensor]]:
+            total = torch.zeros(self.num_features, dtype=torch.float64)
+            products, count, kept = torch.outer(total, total), 0, []
+            for batch in progress(self.trainer, batches, f"measuring the real images for {self.info.name}"):
+                features = extract(self.extractor, self._pixels(batch).to(self.module.device))[0].cpu()
+                part = RealStatistics.of_features(features)
+                total, products, count = total + part.total, products + part.products, count + part.num_images
+                kept.append(features[::every])
+            return total, products, count, kept
+
+        totals, products, counts, kept = zip(*gather_results(self.trainer, measure_share), strict=True)
+        features = torch.cat(interleave(list(kept)))
+        return RealStatistics(torch.stack(totals).sum(0), torch.stack(products).sum(0), sum(counts), features)

@@ -1,5 +1,6 @@
 """LightningCLI for diffusion models: run directories, safe checkpoints and default callbacks."""
 
+import os
 import uuid
 from functools import partial
 from importlib.util import find_spec
@@ -15,12 +16,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
-from lit_ddpm.cli.arguments import with_base_configs
+from lit_ddpm.cli.arguments import local_copy, with_base_configs
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
-from lit_ddpm.training.checkpoint import check_checkpoint, usable_checkpoint
+from lit_ddpm.training.checkpoint import check_checkpoint, init_weights, usable_checkpoint
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig
+from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig, new_directory
 
 DESCRIPTION = "Trains, evaluates and samples denoising diffusion models. `lit-ddpm compare` compares several."
 
@@ -63,6 +64,10 @@ class DDPMCLI(LightningCLI):
         # Defaults, so that a checkpoint alone is enough for a test.
         defaults = {"model": "lit_ddpm.DDPM", "data": "lit_ddpm.data.DigitsDataModule"}
         parser.set_defaults({name: {"class_path": path} for name, path in defaults.items()})
+        help = "fine-tune: fit from those weights of this checkpoint that fit, unless ckpt_path resumes a run"
+        parser.add_argument("--init_from", type=str | None, default=None, help=help)
+        help = "fit into the first new directory of DIR, DIR_2, DIR_3, ..., where DIR is trainer.default_root_dir"
+        parser.add_argument("--number_run", type=bool, default=False, help=help)
         parser.add_argument("--extends", type=_ignore, help="in a configuration file: the file that it extends")
 
     @override
@@ -77,11 +82,14 @@ class DDPMCLI(LightningCLI):
         if config.get("weights_only") is None:
             config.weights_only = True
         if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
-            path = Path(config.ckpt_path)  # checked before anything is built
-            if command == "fit":  # an earlier checkpoint can replace a damaged one
-                config.ckpt_path = str(usable_checkpoint(path))
-            else:
-                check_checkpoint(path)
+            if not config.ckpt_path.startswith("registry:"):
+                path = local_copy(config.ckpt_path)  # checked before anything is built
+                config.ckpt_path = str(usable_checkpoint(path) if command == "fit" else path)
+                check_checkpoint(Path(config.ckpt_path))
+        elif command == "fit" and config.init_from:
+            path = local_copy(config.init_from)
+            check_checkpoint(path)
+            config.init_from = str(path)
         self._requested_model = config.model.clone()
 
     @override
@@ -97,8 +105,18 @@ class DDPMCLI(LightningCLI):
             if different:
                 rank_zero_warn(f"The settings of the checkpoint are used for model {', '.join(different)}.")
         if not config.trainer.fast_dev_run:
-            run = RunDirectory(Path(config.trainer.default_root_dir))
-            rank_zero_only(run.prepare)(new_run=command == "fit" and not config.ckpt_path)
+            new_run = command == "fit" and not config.ckpt_path
+            path = Path(config.trainer.default_root_dir)
+            if new_run and config.number_run:
+                path = rank_zero_only(new_directory)(path) or path  # Lightning sends it to the other ranks
+                config.trainer.default_root_dir, config.number_run = str(path), False  # for a resumed run
+            rank_zero_only(RunDirectory(path).prepare)(new_run)
+
+    def before_fit(self) -> None:
+        """Loads the initial weights of a fine-tuning."""
+        config = self.config["fit"]
+        if config.init_from and not config.ckpt_path:
+            init_weights(self.model, Path(config.init_from))
 
     def before_predict(self) -> None:
         """Removes the data, since the command draws the images of a seed."""
@@ -145,7 +163,7 @@ def _complete_wandb_loggers(trainer: Namespace) -> None:
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("WandbLogger"):
             arguments = logger.init_args
             if not arguments.get("id") and not arguments.get("version"):
-                arguments.id = uuid.uuid4().hex[:12]
+                arguments.id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]  # of a sweep
             if arguments.get("save_dir") == ".":
                 arguments.save_dir = trainer.default_root_dir
 

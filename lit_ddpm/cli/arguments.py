@@ -1,9 +1,13 @@
 """Arguments that a command adds by itself: the configuration of a run, and the configurations that a file extends."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
 import yaml
 
 from lit_ddpm.training.run_directory import RunDirectory
@@ -16,6 +20,24 @@ def with_run_config(args: Sequence[str]) -> list[str]:
         return list(args)
     run = RunDirectory.of_checkpoint(Path(values[0]))
     return list(args) if run is None else [args[0], "--config", str(run.config), *args[1:]]
+
+
+def local_copy(path: str) -> Path:
+    """Returns the path of a checkpoint, copied to a temporary directory if it is a URL that fsspec reads.
+
+    Lightning reads the settings of the model from local files only.
+    """
+    if "://" not in path:
+        return Path(path)
+    directory = Path(tempfile.mkdtemp(prefix="lit_ddpm_"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    local = directory / PurePosixPath(path).name
+    try:
+        with fsspec.open(path, "rb") as remote, local.open("wb") as file:
+            shutil.copyfileobj(remote, file)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+    return local
 
 
 def with_base_configs(args: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Bad input as one readable sentence, from any library that reports it."""
 
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -11,11 +12,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-# Exceptions of this package, Lightning, torch and jsonargparse for bad input. A RuntimeError may be a bug, so it counts
-# only where Lightning's Trainer reads its settings; elsewhere it keeps its traceback.
-BAD_INPUT = (ValueError, TypeError, FloatingPointError, OSError, ImportError, MisconfigurationException)
-LIBRARIES = ("lit_ddpm", "lightning", "torch", "jsonargparse")
+# Exceptions for bad input, by the package that raises them. Others are faults of a program and keep their traceback: a
+# TypeError in lit_ddpm, or a RuntimeError except where Lightning's Trainer reads its settings.
+BAD_INPUT = (ValueError, FloatingPointError, OSError, ImportError, MisconfigurationException)
+RAISED_BY = {
+    "lit_ddpm": BAD_INPUT,
+    "lightning": (*BAD_INPUT, TypeError),
+    "torch": (*BAD_INPUT, TypeError),
+    "jsonargparse": (*BAD_INPUT, TypeError),
+}
 TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
+
+# Packages whose frames are not a user's program, next to the standard library and those above.
+LIBRARIES = {"PIL", "datasets", "fsspec", "huggingface_hub", "lightning_utilities", "matplotlib", "numpy"}
+LIBRARIES |= {"safetensors", "sklearn", "tensorboard", "torchmetrics", "torchvision", "tqdm", "wandb", "yaml"}
 
 # What surrounds the reason in a message of jsonargparse.
 NOISE = (
@@ -36,17 +46,36 @@ def stop(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def shows_tracebacks() -> bool:
+    """Returns whether ``LIT_DDPM_TRACEBACK=1`` asks for the traceback of every error."""
+    return os.environ.get("LIT_DDPM_TRACEBACK") == "1"
+
+
 def is_about_input(error: BaseException) -> bool:
-    """Returns whether an error was raised by this package or one of its libraries, rather than by a user's code."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    module = frames[-1].f_globals.get("__name__", "") if frames else ""
+    """Returns whether this package or a library recognized bad input, without a user's program on the way."""
+    modules = _modules(error)[1:]  # the first one catches the error
+    cause = error.__cause__ or error.__context__
+    while cause is not None:  # jsonargparse wraps the errors of constructors
+        modules = _modules(cause) + modules
+        cause = cause.__cause__ or cause.__context__
+    packages = [module.split(".")[0] for module in modules]
+    known = {*RAISED_BY, *LIBRARIES, *sys.stdlib_module_names}
+    if not packages or not known.issuperset(packages) or "Original Traceback" in str(error):  # of a worker process
+        return False
     if isinstance(error, RuntimeError):
-        return module.startswith(TRAINER_SETTINGS)
-    return isinstance(error, BAD_INPUT) and (isinstance(error, OSError) or module.split(".")[0] in LIBRARIES)
+        return modules[-1].startswith(TRAINER_SETTINGS)
+    return isinstance(error, (OSError, *RAISED_BY.get(packages[-1], ())))
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Returns the module of each frame of an error, from the outermost to the one that raised it."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """Returns the sentence for an error, or None if it is not bad input."""
+    """Returns the sentence for an error, or None if it is not bad input or its traceback is wanted."""
+    if shows_tracebacks():
+        return None
     if type(error).__module__.startswith("wandb.errors"):
         return (
             f"W&B cannot start ({error}): log in with `wandb login`, or keep the run on disk with WANDB_MODE=offline."
@@ -64,6 +93,8 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser: its error is one attempt among several
             super().error(message, ex)
+        if ex is not None and shows_tracebacks():
+            raise ex
         stop(one_sentence(message))
 
 

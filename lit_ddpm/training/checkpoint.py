@@ -1,45 +1,92 @@
 """Checkpoints: their contents next to the weights, and which files can be loaded."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lit_ddpm.training.hparams import PlainHyperparameters
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
 
 STATE_KEY = "lit_ddpm"
-"""The entry of a checkpoint that `save_state` writes."""
+"""The entry of a checkpoint with the state of the module's parts."""
+
+OPTIMIZATION = ("optimizer", "lr_scheduler")
+"""The arguments of `DDPM` that only training needs."""
 
 
-def save_state(module: "DDPM", checkpoint: dict[str, Any]) -> None:
-    """Adds the state of a module's parts to a checkpoint, unless a weight is not finite."""
-    check_weights_are_finite(module)
-    checkpoint[STATE_KEY] = {
-        "image_shape": None if module.image_shape is None else list(module.image_shape),
-        "data_levels": module.data_levels,
-        "timesteps": module.timesteps.state_dict(),
-        "evaluator": module.evaluator.state_dict(),
-        "unsaved_arguments": list(module.unsaved_arguments),
-    }
+class CheckpointedModule(PlainHyperparameters):
+    """What a `DDPM` saves and restores, and which weights it holds."""
 
+    averaged = False
+    """Whether the weights are averaged, see `EMA`."""
 
-def load_state(module: "DDPM", checkpoint: dict[str, Any]) -> None:
-    """Restores the state of a module's parts from a checkpoint whose weights fit the module."""
-    if "state_dict" in checkpoint:  # a sharding strategy has loaded it already
-        check_weights_fit(module, checkpoint)
-    if (state := checkpoint.get(STATE_KEY)) is not None:
-        if state["image_shape"] is not None:
-            module.image_shape = tuple(state["image_shape"])
-        module.data_levels = state["data_levels"]
-        if state["timesteps"]:
-            module.timesteps.load_state_dict(state["timesteps"])
-        module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)
-    module.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
-    module.trained_steps = checkpoint.get("global_step", 0)
+    trained_steps = 0
+    """The optimizer steps of the weights after a fit or from a checkpoint."""
+
+    def mark_averaged(self, averaged: bool) -> None:
+        """Records whether the weights are averaged now; called by a callback that swaps them."""
+        self.averaged = averaged
+
+    @override
+    def on_fit_start(self) -> None:
+        self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
+
+    @override
+    def on_train_end(self) -> None:
+        callbacks = getattr(self.trainer, "callbacks", [])
+        self.averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+
+    @override
+    def on_fit_end(self) -> None:
+        self.trained_steps = self.trainer.global_step
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        module = cast("DDPM", self)
+        check_weights_are_finite(module)
+        checkpoint[STATE_KEY] = {
+            "image_shape": None if module.image_shape is None else list(module.image_shape),
+            "data_levels": module.data_levels,
+            "timesteps": module.timesteps.state_dict(),
+            "evaluator": module.evaluator.state_dict(),
+            "unsaved_arguments": list(module.unsaved_arguments),
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        module = cast("DDPM", self)
+        if (state := checkpoint.get(STATE_KEY)) is not None:
+            if state["image_shape"] is not None:
+                module.image_shape = tuple(state["image_shape"])
+            module.data_levels = state["data_levels"]
+            if state["timesteps"]:
+                module.timesteps.load_state_dict(state["timesteps"])
+            module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)
+            self.lost_arguments = tuple(n for n in state["unsaved_arguments"] if n not in self.unsaved_arguments)
+        self.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
+        self.trained_steps = checkpoint.get("global_step", 0)
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights; with ``strict=False`` those that fit, and logs which are taken, left and new.
+
+        Raises:
+            ValueError: If they are strict and one does not fit, or if none fits.
+        """
+        if strict:
+            check_weights_fit(self, state_dict)
+        else:
+            state_dict = matching_weights(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
 
 def check_weights_are_finite(module: LightningModule) -> None:
@@ -52,20 +99,66 @@ def check_weights_are_finite(module: LightningModule) -> None:
         )
 
 
-def check_weights_fit(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+def check_weights_fit(module: PlainHyperparameters, state_dict: Mapping[str, Any]) -> None:
     """Raises a ValueError that names the first weight whose shape differs between module and checkpoint."""
-    in_module = {name: list(value.shape) for name, value in module.state_dict().items()}
-    in_file = {name: list(value.shape) for name, value in checkpoint["state_dict"].items()}
+    in_module, in_file = _shapes(module.state_dict()), _shapes(state_dict)
     different = [name for name in {**in_file, **in_module} if in_module.get(name) != in_file.get(name)]
     if different:
         name = different[0]
-        unsaved = checkpoint.get(STATE_KEY, {}).get("unsaved_arguments", [])
-        unsaved = [argument for argument in unsaved if argument not in ("optimizer", "lr_scheduler")]
+        unsaved = [argument for argument in module.lost_arguments if argument not in OPTIMIZATION]
         hint = f" (saved without its {', '.join(unsaved)}: pass them to load_from_checkpoint)" if unsaved else ""
         raise ValueError(
             f"the checkpoint does not fit the network{hint}: {len(different)} weights differ, the first is {name}, "
             f"{in_file.get(name, 'absent')} in the checkpoint and {in_module.get(name, 'absent')} in the network."
         )
+
+
+def matching_weights(module: PlainHyperparameters, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the weights whose names and shapes are those of a module, and logs which are taken, left and new.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    in_module, in_file = _shapes(module.state_dict()), _shapes(state_dict)
+    taken = [name for name in in_file if in_module.get(name) == in_file[name]]
+    if not taken:
+        raise ValueError(f"none of the {len(in_file)} weights of the checkpoint has a name and shape of the network.")
+    left = [name for name in in_file if name not in taken]
+    new = [name for name in in_module if name not in taken]
+    for what, names, shapes in (
+        ("are taken from the checkpoint", taken, in_file),
+        ("of the checkpoint are left, since the network has none of this name and shape", left, in_file),
+        ("are new and keep their initial values", new, in_module),
+    ):
+        listed = ", ".join(f"{name} {shapes[name]}" for name in names)
+        rank_zero_info(f"{len(names)} weights {what}{': ' if names else ''}{listed}.")
+    return {name: state_dict[name] for name in taken}
+
+
+def init_weights(module: PlainHyperparameters, path: Path) -> None:
+    """Loads the weights of a checkpoint that fit a module; the average, if it was written with averaging.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, or none of its weights fits.
+    """
+    step = check_checkpoint(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    kind = "averaged weights" if "current_model_state" in checkpoint else "weights"
+    rank_zero_info(f"The initial weights are the {kind} of step {step:,} in {path}.")
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def warn_of_lost_optimization(module: PlainHyperparameters) -> None:
+    """Warns that a loaded module is trained without the optimizer or scheduler that it was built with."""
+    if lost := " and ".join(name for name in OPTIMIZATION if name in module.lost_arguments):
+        rank_zero_warn(
+            f"The checkpoint was written without its {lost}, since a function cannot be saved: training uses the "
+            f"default. Pass {lost} to load_from_checkpoint."
+        )
+
+
+def _shapes(state_dict: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state_dict.items()}
 
 
 def usable_checkpoint(path: Path) -> Path:

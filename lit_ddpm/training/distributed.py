@@ -1,8 +1,8 @@
 """Several ranks: gathered results, and sharded weights (FSDP2)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -18,17 +18,33 @@ SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 """Strategies in which each rank has a shard of the weights."""
 
 
-def gather_objects(trainer: Trainer, local: Result) -> list[Result]:
-    """Returns the objects of all ranks in order, on every rank."""
-    gathered = [local] * trainer.world_size
+def gather_results(trainer: Trainer, compute: Callable[[], Result]) -> list[Result]:
+    """Calls a function on every rank and returns the results of all ranks in order, on every rank.
+
+    Raises:
+        RuntimeError: On every rank, with the message of the first rank on which the function failed. Without it the
+            other ranks would wait for that rank until a time-out.
+    """
+    result: Result | None = None
+    error: Exception | None = None
+    try:
+        result = compute()
+    except Exception as caught:
+        error = caught
+    share = (result, None if error is None else f"{type(error).__name__}: {error}")
+    gathered = [share] * trainer.world_size
     if trainer.world_size > 1:
-        torch.distributed.all_gather_object(gathered, local)
-    return gathered
+        torch.distributed.all_gather_object(gathered, share)
+    if error is not None:
+        raise error
+    for rank, (_, message) in enumerate(gathered):
+        if message is not None:
+            raise RuntimeError(f"rank {rank} failed: {message}")
+    return [cast(Result, result) for result, _ in gathered]
 
 
-def gather_round_robin(trainer: Trainer, local: list[Result]) -> list[Result]:
-    """Returns the results of all ranks in order, on every rank, if rank ``i % world_size`` computed result i."""
-    by_rank = gather_objects(trainer, local)
+def interleave(by_rank: list[list[Result]]) -> list[Result]:
+    """Returns the results of all ranks in order, if rank ``i % world_size`` computed result i."""
     return [results[turn] for turn in range(len(by_rank[0])) for results in by_rank if turn < len(results)]
 
 

@@ -1,5 +1,6 @@
 """Hyperparameters as plain data, so that a checkpoint loads with ``weights_only=True``."""
 
+import functools
 import inspect
 from collections.abc import MutableMapping
 from typing import Any
@@ -24,6 +25,9 @@ class PlainHyperparameters(LightningModule):
     """Arguments without a plain form, such as a network of a foreign class; ``load_from_checkpoint`` needs them again.
     """
 
+    lost_arguments: tuple[str, ...] = ()
+    """Those of the checkpoint that were not given when it was loaded."""
+
     def _set_hparams(self, hp: Any) -> None:  # Lightning 2.6 passes the collected arguments to this method
         if isinstance(hp, MutableMapping) and "_instantiator" not in hp:  # LightningCLI collects plain data itself
             plain: dict[str, Any] = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
@@ -33,9 +37,21 @@ class PlainHyperparameters(LightningModule):
                 try:
                     plain[name] = as_config(hp[name])
                 except TypeError:
-                    unsaved.append(name)
+                    if not _is_default(type(self), name, hp[name]):
+                        unsaved.append(name)
             hp, self.unsaved_arguments = plain, tuple(unsaved)
         super()._set_hparams(hp)
+
+
+def _is_default(kind: type, name: str, value: Any) -> bool:
+    """Returns whether a value is the default of an argument of a class or of one of its bases.
+
+    ``load_from_checkpoint`` builds the module with jsonargparse, which makes a default function a partial of its own.
+    """
+    if isinstance(value, functools.partial) and value.func.__module__.startswith("jsonargparse"):
+        return True
+    signatures = [inspect.signature(vars(base)["__init__"]) for base in kind.__mro__ if "__init__" in vars(base)]
+    return any(name in s.parameters and s.parameters[name].default is value for s in signatures)
 
 
 def _accepted_arguments(kind: type) -> set[str]:

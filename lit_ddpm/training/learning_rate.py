@@ -31,7 +31,7 @@ def num_training_steps() -> int:
             "the length of the learning-rate schedule is unknown, since max_epochs and max_steps of the Trainer are "
             "-1: set one of them; max_time may end the run earlier."
         )
-    return int(steps)
+    return max(1, int(steps))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,17 +21,17 @@ from lit_ddpm.diffusion.sampler import AncestralSampler, Sampler
 from lit_ddpm.diffusion.schedule import LinearSchedule, Schedule
 from lit_ddpm.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from lit_ddpm.nn.unet import UNet
-from lit_ddpm.training.checkpoint import load_state, save_state
+from lit_ddpm.training.checkpoint import CheckpointedModule, warn_of_lost_optimization
 from lit_ddpm.training.distributed import GatherFullWeights, shard
 from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl_metrics
 from lit_ddpm.training.feedback import ImportanceFeedback
-from lit_ddpm.training.hparams import EXECUTION_ONLY, PlainHyperparameters
+from lit_ddpm.training.hparams import EXECUTION_ONLY
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
 from lit_ddpm.training.sampling import SampleChunk, as_labels, chunk_loader
 from lit_ddpm.training.setup import SpeedHint, check_data
 
 
-class DDPM(PlainHyperparameters):
+class DDPM(CheckpointedModule):
     """A denoising diffusion model to train, measure and sample with Lightning.
 
     Every slot has a default. Together they are the model of Ho et al. 2020 (eps, uniform eps-MSE, 1,000 linear steps)
@@ -101,8 +100,6 @@ class DDPM(PlainHyperparameters):
 
         self.image_shape: tuple[int, ...] | None = None  # (C, H, W); None until the module has seen data
         self.data_levels: int | None = None  # None for real values, or until the module has seen data
-        self.averaged = False  # whether the module holds averaged weights, see `EMA`
-        self.trained_steps = 0  # optimizer steps of the weights after a fit or from a checkpoint
         self.last_kl: KLMetrics | None = None  # of the last training batch
         self.evaluator = BoundEvaluator(num_val_timesteps)  # `last_report` is that of the last validation or test
         self.gradient_guard = GradientGuard(max_skipped_steps)  # `skipped_steps` counts those of the fit
@@ -186,10 +183,6 @@ class DDPM(PlainHyperparameters):
         """The number of pixel levels of the data, or 256 for real-valued data."""
         return (self.decoder.levels if self.decoder is not None else self.data_levels) or 256
 
-    def mark_averaged(self, averaged: bool) -> None:
-        """Records whether the weights are averaged now; called by a callback that swaps them."""
-        self.averaged = averaged
-
     # --- Lightning: setup and training
 
     @override
@@ -219,6 +212,7 @@ class DDPM(PlainHyperparameters):
 
     @override
     def configure_optimizers(self) -> Any:
+        warn_of_lost_optimization(self)
         trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
         return self._make_optimizer(trained, lambda: self.trainer.estimated_stepping_batches)
 
@@ -252,19 +246,6 @@ class DDPM(PlainHyperparameters):
         return loss.float()
 
     @override
-    def on_fit_start(self) -> None:
-        self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
-
-    @override
-    def on_train_end(self) -> None:
-        callbacks = getattr(self.trainer, "callbacks", [])
-        self.averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
-
-    @override
-    def on_fit_end(self) -> None:
-        self.trained_steps = self.trainer.global_step
-
-    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluator.update(*self.unpack_batch(batch))
 
@@ -285,11 +266,3 @@ class DDPM(PlainHyperparameters):
         x_0, cond = self.unpack_batch(batch)
         position = batch_idx * self.trainer.world_size + self.global_rank
         return self.sample(len(x_0), first_index=position * len(x_0), **cond)
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        save_state(self, checkpoint)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        load_state(self, checkpoint)

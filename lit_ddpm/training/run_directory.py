@@ -1,7 +1,9 @@
 """One run, one directory: its configuration, metrics, checkpoints, images and ledger."""
 
 import csv
+import itertools
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,16 @@ class RunDirectory:
         kept_records = [record for record in records if record["command"] != "fit" or record["global_step"] <= step]
         if len(kept_records) < len(records):
             write_json_lines(self.sample_metrics, kept_records)
+
+
+def new_directory(path: Path) -> Path:
+    """Creates and returns the first of ``path``, ``path_2``, ``path_3``, ... that does not exist."""
+    for number in itertools.count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        with suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            return candidate
+    raise AssertionError
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from lit_ddpm.diffusion.sampler import Sampler
-from lit_ddpm.training.distributed import gather_round_robin
+from lit_ddpm.training.distributed import gather_results, interleave
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -96,9 +96,13 @@ def draw(
     Returns the results of `transform` for the chunks ``[B, C, H, W]``, in order, on every rank.
     """
     chunk_starts = range(0, num_images, sampler.chunk_size)[trainer.global_rank :: trainer.world_size]
-    results = []
-    for start in progress(trainer, chunk_starts, description):
-        with trainer.precision_plugin.forward_context():
-            images = module.sample(min(sampler.chunk_size, num_images - start), seed, start, sampler=sampler)
-        results.append(transform(images))
-    return gather_round_robin(trainer, results)
+
+    def draw_chunks() -> list[Result]:
+        results = []
+        for start in progress(trainer, chunk_starts, description):
+            with trainer.precision_plugin.forward_context():
+                images = module.sample(min(sampler.chunk_size, num_images - start), seed, start, sampler=sampler)
+            results.append(transform(images))
+        return results
+
+    return interleave(gather_results(trainer, draw_chunks))

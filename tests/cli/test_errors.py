@@ -1,15 +1,16 @@
 """Bad input ends in an error of one sentence."""
 
 import shutil
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import CONFIGS, FIT_DIGITS, SMALL, Malicious, copy_run, error_of
+from helpers import CONFIGS, FIT_DIGITS, Malicious, copy_run, error_of
 
 from lit_ddpm.__main__ import main
-from lit_ddpm.cli.errors import is_about_input, one_sentence
+from lit_ddpm.cli.errors import one_sentence
 
 METRICS = [*FIT_DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.SampleMetrics"]
 INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
@@ -125,12 +126,32 @@ def test_ema_of_sharded_weights_is_refused(capsys):
     assert "EMA does not work with ModelParallelStrategy, which shards the weights: train without EMA" in line
 
 
-def test_an_error_in_a_program_keeps_its_traceback():
-    with pytest.raises(ValueError, match="mine") as caught:
-        raise ValueError("mine")
-    assert not is_about_input(caught.value)
-    with pytest.raises(RuntimeError, match="mine"):
-        main([*FIT_DIGITS, *SMALL[:5], "--trainer.fast_dev_run=true", "--trainer.callbacks+=helpers.FailingCallback"])
+QUICK = [*FIT_DIGITS, "--trainer.callbacks=[]", "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"]
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["--trainer.callbacks=helpers.FailingCallback"], RuntimeError),
+        (["--model.network=helpers.FailingNetwork"], TypeError),
+        (["--model.network=helpers.FailingNetwork", "--model.network.kind=value"], ValueError),
+        (["--model.network=helpers.FailingSettings"], ValueError),
+        (["--data=helpers.FailingData"], FileNotFoundError),
+    ],
+)
+def test_an_error_in_a_users_class_keeps_its_traceback(args, error):
+    with pytest.raises(error) as caught:
+        main([*QUICK, *args])
+    assert "helpers/training.py" in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("setting", ["--model.schedule.num_steps=1", "--model.schedule.num_steps=many"])
+def test_an_environment_variable_shows_every_traceback(monkeypatch, capsys, setting):
+    error_of(capsys, [*QUICK, setting])
+    monkeypatch.setenv("LIT_DDPM_TRACEBACK", "1")
+    with pytest.raises(Exception, match="num_steps") as caught:
+        main([*QUICK, setting])
+    assert not isinstance(caught.value, SystemExit)
 
 
 def test_plain_messages_are_unchanged():

@@ -43,6 +43,9 @@ from helpers.models import (
 from helpers.training import (
     Brightness,
     FailingCallback,
+    FailingData,
+    FailingNetwork,
+    FailingSettings,
     FewDigits,
     Recorder,
     Terminate,
@@ -54,7 +57,7 @@ from helpers.training import (
     tiny_module,
     trainer,
 )
-from helpers.wandb_history import read_wandb_run
+from helpers.wandb_history import read_wandb_artifacts, read_wandb_run
 
 __all__ = [
     "COMBINATIONS",
@@ -72,6 +75,9 @@ __all__ = [
     "Brightness",
     "CountingFeatures",
     "FailingCallback",
+    "FailingData",
+    "FailingNetwork",
+    "FailingSettings",
     "FewDigits",
     "GaussianOracle",
     "LabelledNetwork",
@@ -95,6 +101,7 @@ __all__ = [
     "learned_variance_denoiser",
     "oracle",
     "read_csv",
+    "read_wandb_artifacts",
     "read_wandb_run",
     "run_command",
     "same_weights",

@@ -4,12 +4,13 @@ import logging
 import os
 import signal
 import warnings
+from pathlib import Path
 
 import lightning
 import torch
 
 from helpers.models import TinyNetwork
-from lit_ddpm import DDPM, AncestralSampler, LogSNRSchedule, VParametrization
+from lit_ddpm import DDPM, AncestralSampler, LogSNRSchedule, UNet, VParametrization
 from lit_ddpm.data import DigitsDataModule, ImageTensors
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -124,3 +125,29 @@ class Brightness(torch.nn.Module):
 
     def forward(self, images):
         return images.flatten(1).float().quantile(torch.linspace(0, 1, self.bins), dim=1).T
+
+
+class FailingNetwork(TinyNetwork):
+    """A user's network with a fault that shows inside torch, as a TypeError or a ValueError."""
+
+    def __init__(self, kind: str = "type") -> None:
+        super().__init__(num_steps=256)
+        self.kind = kind
+
+    def forward(self, x_t, t):
+        return torch.cat(3) if self.kind == "type" else torch.nn.init.calculate_gain("none")
+
+
+class FailingData(DigitsDataModule):
+    """A user's data module that does not find its file."""
+
+    def splits(self):
+        return super().splits() if Path("mine.npz").read_bytes() else {}
+
+
+class FailingSettings(torch.nn.Module):
+    """A user's network that passes a bad setting on to the package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet(dropout=2.0)

@@ -46,3 +46,10 @@ def read_wandb_run(directory: Path) -> tuple[list[dict], dict, dict]:
             best = "min" if summary.min else "max" if summary.max else ""
             summaries[record.metric.name or record.metric.glob_name] = (record.metric.step_metric, best)
     return rows, config, summaries
+
+
+def read_wandb_artifacts(directory: Path) -> list[tuple[str, str]]:
+    """The file and the last alias of each version of the uploaded checkpoint, in order."""
+    (path,) = directory.glob("wandb/offline-run-*/*.wandb")
+    artifacts = [record.artifact for record in _records(path) if record.WhichOneof("record_type") == "artifact"]
+    return [(json.loads(artifact.metadata)["original_filename"], artifact.aliases[-1]) for artifact in artifacts]

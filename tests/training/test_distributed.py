@@ -1,22 +1,54 @@
+from pathlib import Path
+
+import pytest
 import torch
-from helpers import digits, tiny_module, trainer
+from helpers import Brightness, digits, small_sample_metrics, tiny_module, trainer
 from lightning import Callback
 
 from lit_ddpm import ImportanceTimesteps
-from lit_ddpm.training.distributed import gather_round_robin
+from lit_ddpm.training.distributed import gather_results, interleave
 
 
-def test_gathering_keeps_the_order(monkeypatch):
-    class ThreeProcesses:
-        world_size = 3
+def test_interleaving_keeps_the_order():
+    assert "".join(interleave([["a", "d", "g"], ["b", "e"], ["c", "f"]])) == "abcdefg"
 
-    shares = [["a", "d", "g"], ["b", "e"], ["c", "f"]]
 
-    def all_gather_object(gathered, share):
-        gathered[:] = shares
+class FailOnRankOne(Callback):
+    """Computes something on every rank, which fails on the second."""
 
-    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
-    assert "".join(gather_round_robin(ThreeProcesses(), shares[0])) == "abcdefg"
+    def on_train_start(self, trainer, pl_module):
+        try:
+            gather_results(trainer, lambda: 1 / (1 - trainer.global_rank))
+        except Exception as error:
+            Path(f"{trainer.global_rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_an_error_on_one_rank_ends_all_of_them():
+    run = trainer(max_epochs=1, limit_val_batches=0, devices=2, strategy="ddp_fork", callbacks=[FailOnRankOne()])
+    run.fit(tiny_module(), digits())
+    assert Path("1.txt").read_text() == "ZeroDivisionError: division by zero"
+    assert Path("0.txt").read_text() == "RuntimeError: rank 1 failed: ZeroDivisionError: division by zero"
+
+
+class MissingOnOneRank(Brightness):
+    """An extractor whose file is missing on one of the ranks."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, images):
+        if torch.distributed.get_rank() == self.rank:
+            raise FileNotFoundError("weights.pth")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_extractor_that_fails_on_one_rank_ends_the_fit(rank):
+    metrics = small_sample_metrics(MissingOnOneRank(rank))
+    run = trainer(max_epochs=1, devices=2, strategy="ddp_fork", callbacks=[metrics])
+    with pytest.raises(Exception, match=r"weights\.pth"):
+        run.fit(tiny_module(), digits())
 
 
 def test_importance_gathers_the_losses_of_all_ranks(tmp_path):
