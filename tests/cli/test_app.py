@@ -2,12 +2,13 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import FIT_DIGITS, copy_run, error_of, read_csv
+from helpers import FIT_DIGITS, copy_run, error_of, kill_when, read_csv
 from PIL import Image
 
 from lit_ddpm import DDPM
@@ -133,3 +134,14 @@ def test_a_resumed_fit_repeats_no_step(run, monkeypatch, tmp_path):
     assert steps == sorted(set(steps))
     assert max(steps) == 8
     assert len(after) > len(before)
+
+
+def test_a_killed_predict_resumes(run):
+    predict = ["predict", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--num_samples=200", "--output_dir"]
+    main([*predict, "whole"])
+    for count in (1, 130):
+        kill_when(lambda count=count: len(list(Path("killed").glob("*.png"))) >= count, *predict, "killed")
+        assert not Path("killed/samples.npz").exists()
+    main([*predict, "killed"])
+    whole, killed = (np.load(Path(name) / "samples.npz") for name in ("whole", "killed"))
+    assert np.array_equal(whole["arr_0"], killed["arr_0"])

@@ -4,16 +4,18 @@ import json
 import math
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
-from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, compare_digits, error_of, read_csv
+from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, compare_digits, error_of, kill_when, read_csv
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import compare
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import RunDirectory
 
 
 def rows(directory):
@@ -153,3 +155,19 @@ def test_a_report_can_be_read_again(finished):
     report = Report.load(finished / "kl" / "seed_0" / "ledger.json")
     report.save(finished / "again.json")
     assert Report.load(finished / "again.json") == report
+
+
+def test_a_killed_comparison_resumes(finished):
+    """With the results of one that was left alone."""
+    compare = ["compare", "--config", DIGITS_CONFIG, "--objectives", "kl", *SMALL_COMPARISON, "--output_dir", "killed"]
+    run = RunDirectory(Path("killed/kl/seed_0"))
+    moments = [run.path.exists, run.last_checkpoint.exists, lambda: any(run.predictions.glob("*.png"))]
+    for moment in moments:
+        if not moment():  # a kill may come later than it was meant
+            kill_when(moment, *compare, *(["--resume"] if Path("killed").exists() else []))
+    main([*compare, "--resume"])
+    (killed,), expected = read_csv("killed/table.csv"), read_csv(finished / "table.csv")[0]
+    shared = [key for key in killed if "images/s" not in key]
+    assert {key: killed[key] for key in shared} == {key: expected[key] for key in shared}
+    steps = [int(row["step"]) for row in read_csv(run.metrics) if row["train/loss"]]
+    assert steps == sorted(set(steps))

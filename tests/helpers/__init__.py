@@ -13,6 +13,7 @@ from helpers.commands import (
     copy_run,
     error_of,
     fit_digits,
+    kill_when,
     run_command,
 )
 from helpers.evaluation import CountingFeatures, evaluations, fit_with_sample_metrics, small_sample_metrics
@@ -98,6 +99,7 @@ __all__ = [
     "fit_with_sample_metrics",
     "forget_processes",
     "image_folder",
+    "kill_when",
     "learned_variance_denoiser",
     "oracle",
     "read_csv",

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,21 @@ def run_command(*args, timeout=240):
     return subprocess.run(
         [sys.executable, "-m", "lit_ddpm", *args], capture_output=True, text=True, timeout=timeout, env=environment
     )
+
+
+def kill_when(condition, *args) -> None:
+    """Starts `lit-ddpm` and kills all its processes as soon as a condition holds."""
+    command = [sys.executable, "-m", "lit_ddpm", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with Path("log.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, Path("log.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def compare_digits(directory, objectives=COMPARED_OBJECTIVES, **kwargs):
