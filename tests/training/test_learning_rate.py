@@ -65,6 +65,19 @@ def test_the_batch_size_changes_the_length():
     assert lengths == [38, 4]
 
 
+def test_the_number_of_devices_changes_the_length():
+    class Save(Rates):
+        def on_train_end(self, trainer, module):
+            torch.save(self.rates, f"{trainer.global_rank}.pt")
+
+    module = tiny_module(lr_scheduler=one_cycle)
+    run = trainer(devices=2, strategy="ddp_fork", callbacks=[Save()], limit_val_batches=0, max_epochs=2)
+    run.fit(module, digits(batch_size=100))
+    rates = torch.load("1.pt")
+    assert len(rates) == 12  # 12 batches of 100 images on two ranks, twice
+    assert rates[-1] == min(rates) == pytest.approx(1e-3 / 25 / 1e4)
+
+
 def test_a_scheduler_of_torch_takes_the_length():
     module = tiny_module(lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, T_max=num_training_steps() - 1))
     rates = rates_of(module, max_epochs=3)
