@@ -25,7 +25,8 @@ TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
 
 # Packages whose frames are not a user's program, next to the standard library and those above.
 LIBRARIES = {"PIL", "datasets", "fsspec", "huggingface_hub", "lightning_utilities", "matplotlib", "numpy"}
-LIBRARIES |= {"safetensors", "sklearn", "tensorboard", "torchmetrics", "torchvision", "tqdm", "wandb", "yaml"}
+LIBRARIES |= {"pyarrow", "safetensors", "sklearn", "tensorboard", "torch_fidelity", "torchmetrics", "torchvision"}
+LIBRARIES |= {"tqdm", "wandb", "yaml"}
 
 # What surrounds the reason in a message of jsonargparse.
 NOISE = (

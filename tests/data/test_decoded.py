@@ -42,13 +42,19 @@ def test_a_streamed_folder_can_be_evaluated():
     assert set_up(image_folder(in_memory=False, image_size=5)).fingerprint() != before
 
 
+def frames(path):
+    first, second = (Image.new("RGB", (8, 10), color) for color in ("red", "blue"))
+    first.save(path, save_all=True, append_images=[second])
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda: Path("images/class_0/bad.png").write_bytes(b"no image"), r"class_0/bad.png is damaged .*remove it"),
-        (lambda: Image.new("P", (8, 10)).save("images/class_0/bad.png"), r"class_0/bad.png has mode P .*convert it"),
-        (lambda: Image.new("RGBA", (8, 10)).save("images/class_0/bad.png"), r"class_0/bad.png has mode RGBA"),
         (lambda: Image.new("I;16", (8, 10)).save("images/class_0/bad.png"), r"class_0/bad.png has mode I;16"),
+        (lambda: Image.new("F", (8, 10)).save("images/class_0/bad.tif"), r"class_0/bad.tif has mode F"),
+        (lambda: frames("images/class_0/bad.tif"), r"class_0/bad.tif has 2 frames: animated and multi-page"),
+        (lambda: frames("images/class_0/bad.png"), r"class_0/bad.png has 2 frames"),
         (
             lambda: Image.new("RGB", (8, 11)).save("images/class_0/bad.png"),
             r"image_size = None .*8x10 .*8x11.*set image",

@@ -43,13 +43,62 @@ def test_unusable_folders_are_one_sentence(capsys):
     assert "root = empty of ImageFolderDataModule has no images" in error_of(capsys, [*args, "--data.root=empty"])
     assert "root = nowhere of ImageFolderDataModule is not a folder" in error_of(capsys, [*args, "--data.root=nowhere"])
     write_image_folder("images")
-    message = error_of(capsys, [*args, "--data.root=images"])
-    assert (
-        "test_size = 1000, val_size = 1000 must each be at least 1 and leave at least one of the 12 images" in message
-    )
+    message = error_of(capsys, [*args, "--data.root=images", "--data.val_size=12"])
+    assert "test_size = 1, val_size = 12 must each be at least 1 and leave at least one of the 12 images" in message
     assert "Option 'image_siez' is not accepted" in error_of(
         capsys, [*args, "--data.root=images", "--data.image_siez=3"]
     )
     for name, value in (("channels", 2), ("image_size", 0), ("batch_size", 0)):
         with pytest.raises(ValueError, match=f"{name} = {value} of ImageFolderDataModule must"):
             image_folder(**{name: value})
+
+
+def test_shares_of_a_folder_without_splits(caplog):
+    write_image_folder("images", count=40)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        set_up(image_folder(val_size=None, test_size=None))
+    assert "32 train, 4 val, 4 test images" in caplog.text
+    assert {name: len(split) for name, split in image_folder(val_size=None).splits().items()} == {
+        "train": 34,
+        "val": 4,
+        "test": 2,
+    }
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", None])
+def test_a_folder_with_splits(val):
+    for split, count in (("train", 20), (val, 6), ("test", 8)):
+        if split is not None:
+            write_image_folder(f"images/{split}", count=count)
+    data = set_up(image_folder(val_size=None, test_size=None))
+    assert data.classes == ["class_0", "class_1"]
+    sizes = {name: len(split) for name, split in data.splits().items()}
+    assert sizes == ({"train": 18, "val": 2, "test": 8} if val is None else {"train": 20, "val": 6, "test": 8})
+    assert sorted(data.splits()["test"].images[:, 0, 0, 0].tolist()) == list(range(8))
+
+
+def test_splits_without_classes_and_with_missing_ones():
+    write_image_folder("flat/train", classes=0)
+    write_image_folder("flat/test", count=3, classes=0)
+    assert set_up(image_folder("flat")).num_classes is None
+    write_image_folder("one/train", classes=3)
+    write_image_folder("one/test", classes=2)
+    data = set_up(image_folder("one"))
+    assert data.num_classes == 3
+    assert set(data.splits()["test"].labels.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("folders", [("train", "other"), ("val", "test")])
+def test_a_folder_that_is_half_split_is_refused(folders):
+    for folder in folders:
+        write_image_folder(f"images/{folder}", classes=0)
+    with pytest.raises(ValueError, match="either all are splits"):
+        set_up(image_folder())
+
+
+def test_hidden_files_are_skipped():
+    write_image_folder("images")
+    for hidden in ("images/._000.png", "images/class_0/.trash.png", "images/__MACOSX/000.png", "images/.git/000.png"):
+        Path(hidden).parent.mkdir(exist_ok=True)
+        Path(hidden).write_bytes(b"\0\5\26\7")
+    assert set_up(image_folder()).classes == ["class_0", "class_1"]

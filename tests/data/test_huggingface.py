@@ -37,6 +37,31 @@ def test_a_hugging_face_dataset_on_disk(in_memory):
     assert fit_images(data).global_step == 2
 
 
+def test_the_splits_of_a_dataset_are_used():
+    splits = {"train": rows(12), "validation": rows(4), "test": rows(3), "extra": rows(2)}
+    sets = {name: huggingface.Dataset.from_dict(columns) for name, columns in splits.items()}
+    huggingface.DatasetDict(sets).save_to_disk("set")
+    data = set_up(hugging_face(label_column="digit"))
+    assert {name: len(split) for name, split in data.splits().items()} == {"train": 12, "val": 4, "test": 3}
+    assert data.splits()["test"].images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert len(set_up(hugging_face(split="train")).splits()["train"]) == 8
+    huggingface.DatasetDict(one=sets["train"], two=sets["test"]).save_to_disk("other")
+    with pytest.raises(ValueError, match="other has no split train, but one, two: set split"):
+        HuggingFaceDataModule("other", image_column="picture").setup("fit")
+
+
+def test_settings_of_the_hub_are_passed_on(monkeypatch):
+    asked = {}
+
+    def load(path, **options):
+        asked.update(options, path=path)
+        return huggingface.Dataset.from_dict(rows())
+
+    monkeypatch.setattr(huggingface, "load_dataset", load)
+    set_up(hugging_face(name="small", revision="v1", data_files="a.parquet"))
+    assert asked == {"path": "set", "name": "small", "revision": "v1", "data_files": "a.parquet"}
+
+
 def test_a_missing_hugging_face_dataset_is_one_sentence(monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network")
