@@ -5,7 +5,9 @@ import os
 import pkgutil
 import re
 import sys
+import sysconfig
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,6 +23,7 @@ RAISED_BY = {
     "torch": (*BAD_INPUT, TypeError),
     "jsonargparse": (*BAD_INPUT, TypeError),
 }
+PACKAGE = Path(__file__).parent.parent
 TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
 
 # Packages whose frames are not a user's program, next to the standard library and those above.
@@ -61,11 +64,21 @@ def is_about_input(error: BaseException) -> bool:
         cause = cause.__cause__ or cause.__context__
     packages = [module.split(".")[0] for module in modules]
     known = {*RAISED_BY, *LIBRARIES, *sys.stdlib_module_names}
-    if not packages or not known.issuperset(packages) or "Original Traceback" in str(error):  # of a worker process
+    if not packages or not known.issuperset(packages):
         return False
+    if files := re.findall(r'File "(.+?)", line', str(error)):  # the traceback of a worker process, in the message
+        return (
+            isinstance(error, BAD_INPUT) and Path(files[-1]).is_relative_to(PACKAGE) and not any(map(_is_users, files))
+        )
     if isinstance(error, RuntimeError):
         return modules[-1].startswith(TRAINER_SETTINGS)
     return isinstance(error, (OSError, *RAISED_BY.get(packages[-1], ())))
+
+
+def _is_users(file: str) -> bool:
+    """Returns whether a source file belongs neither to this package nor to Python or an installed one."""
+    places = (PACKAGE, *map(Path, (sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))))
+    return not file.startswith("<") and not any(Path(file).is_relative_to(place) for place in places)
 
 
 def _modules(error: BaseException) -> list[str]:
@@ -84,6 +97,8 @@ def sentence_of(error: BaseException) -> str | None:
     if not is_about_input(error):
         return None
     message = str(error)
+    if "Original Traceback" in message:  # of a worker process
+        message = message.strip().splitlines()[-1].partition(": ")[2]
     return one_sentence(message) if "Does not validate against any" in message else message
 
 

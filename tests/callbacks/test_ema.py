@@ -6,10 +6,12 @@ import lightning
 import pytest
 import torch
 from helpers import FewDigits, TinyNetwork, digits, fit, tiny_module, trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_ddpm import DDPM
 from lit_ddpm.callbacks import EMA, SampleGrid
+from lit_ddpm.callbacks.ema import averaged_weights
 
 
 def weight(module):
@@ -78,6 +80,20 @@ def test_every_validation_hook_sees_the_average(order):
     run.fit(tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0)), digits())
     assert close(watch.seen["validation"], watch.average)
     assert close(watch.seen["validation end"], watch.average)
+
+
+def test_the_module_states_whether_it_holds_the_average():
+    class Stated(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            stated.add(("train", module.averaged))
+
+        def on_validation_batch_start(self, trainer, module, *args):
+            stated.add(("validation", module.averaged))
+
+    stated, module = set(), tiny_module()
+    trainer(callbacks=[EMA(0.9), Stated()], limit_val_batches=1).fit(module, digits())
+    assert stated == {("train", False), ("validation", True)}
+    assert module.averaged
 
 
 def test_one_update_per_step_under_accumulation():
@@ -223,9 +239,64 @@ def test_a_subclass_decides_when_to_average():
         def should_update(self, step_idx=None, epoch_idx=None):
             return step_idx is not None and step_idx >= 5
 
-    late = Late(0.9)
-    trainer(callbacks=[late]).fit(tiny_module(), digits())
+    class Weights(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            raw.append(weight(module).double())
+
+    raw, late = [], Late(0.9)
+    module = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0))
+    trainer(callbacks=[Weights(), late]).fit(module, digits())
     assert int(late._average_model.n_averaged) == 3  # of 8 steps
+    expected = raw[5]
+    for steps in (6, 7):
+        decay = (1 + steps) / (10 + steps)
+        expected = decay * expected + (1 - decay) * raw[steps]
+    assert close(weight(module), expected)
+
+
+class Draw(lightning.Callback):
+    """Records the weights that a callback draws with, and those of the module outside of the block."""
+
+    def __init__(self):
+        self.drawn, self.outside = [], []
+
+    def draw(self, trainer, module):
+        before = weight(module)
+        with averaged_weights(trainer, module, self):
+            self.drawn.append(weight(module))
+        assert torch.equal(weight(module), before)
+        self.outside.append(before)
+
+    on_validation_epoch_end = on_train_end = on_test_epoch_end = draw
+
+
+class WatchConstant(Watch):
+    """The average of Lightning, which has no warm-up."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        current = weight(module).double()
+        self.average = current if self.average is None else 0.9 * self.average + 0.1 * current
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("kind", [EMA, EMAWeightAveraging])
+def test_callbacks_draw_with_the_average_in_any_order(kind, place):
+    watch, draw = Watch(0.9) if kind is EMA else WatchConstant(0.9), Draw()
+    callbacks = [kind(decay=0.9), watch]
+    callbacks.insert(place, draw)
+    module = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0))
+    run = trainer(callbacks=callbacks, max_epochs=1, limit_val_batches=1)
+    run.fit(module, digits())
+    assert len(draw.drawn) == 2  # in validation and at the end of training
+    assert all(close(drawn, watch.average) for drawn in draw.drawn)
+    run.test(module, FewDigits(), verbose=False)
+    assert torch.equal(draw.drawn[-1], draw.outside[-1])
+
+
+def test_callbacks_draw_with_the_weights_without_an_average():
+    draw, module = Draw(), tiny_module()
+    trainer(callbacks=[draw], max_epochs=1, limit_val_batches=1).fit(module, digits())
+    assert all(torch.equal(a, b) for a, b in zip(draw.drawn, draw.outside, strict=True))
 
 
 def test_unsharded_training_does_not_warn_of_sharding():
@@ -239,8 +310,16 @@ def test_sharded_strategies_and_bad_decays_are_refused():
     run.strategy.__class__ = type("Sharded", (FSDPStrategy,), {"__init__": lambda self: None})
     with pytest.raises(ValueError, match="EMA does not work with Sharded, which shards the weights"):
         EMA().setup(run, tiny_module(), "fit")
-    with pytest.raises(ValueError, match=r"decay = 1 of EMA must be in \[0, 1\)"):
-        EMA(1)
+    for decay in (-0.5, 1, 1.5):
+        with pytest.raises(ValueError, match=rf"decay = {decay} of EMA must be in \[0, 1\)"):
+            EMA(decay)
+    assert EMA().decay == 0.9999
+
+
+def test_a_decay_of_zero_keeps_the_raw_weights():
+    module, watch = tiny_module(optimizer=lambda p: torch.optim.SGD(p, lr=5.0)), Watch(0.0)
+    trainer(callbacks=[EMA(0), watch], max_epochs=1).fit(module, digits())
+    assert torch.equal(weight(module), watch.seen["train"])
 
 
 def test_the_bounds_of_raw_and_averaged_weights():

@@ -1,13 +1,16 @@
 """Bad input ends in an error of one sentence."""
 
+import re
 import shutil
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import CONFIGS, FIT_DIGITS, Malicious, copy_run, error_of
+from helpers import CONFIGS, FIT_DIGITS, RNG, Malicious, copy_run, error_of, write_image_folder
+from PIL import Image
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.cli.errors import one_sentence
@@ -58,8 +61,6 @@ INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
     ],
 )
 def test_bad_input_is_one_sentence(capsys, args, message):
-    import re
-
     assert re.search(message, error_of(capsys, [*args])), message
     assert not list(Path().rglob("*.ckpt"))
 
@@ -152,6 +153,31 @@ def test_an_environment_variable_shows_every_traceback(monkeypatch, capsys, sett
     with pytest.raises(Exception, match="num_steps") as caught:
         main([*QUICK, setting])
     assert not isinstance(caught.value, SystemExit)
+
+
+def streamed(*args) -> list[str]:
+    """A fit on images that a worker process reads; more than those of validation and testing are truncated."""
+    write_image_folder("images", count=40, size=(64, 64), classes=0)
+    for path in list(Path("images").glob("*.png"))[:10]:
+        Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    settings = {"root": "images", "in_memory": "false", "num_workers": "1", "batch_size": "4", "image_size": "8"}
+    network = ["--model.network=UNet", "--model.network.in_channels=3", "--model.network.width=8"]
+    trial = ["--trainer.max_epochs=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    return ["fit", *(f"--data.{name}={value}" for name, value in settings.items()), *network, *trial, *args]
+
+
+def test_a_damaged_image_in_a_worker_is_one_sentence(capsys):
+    args = streamed()
+    args.insert(1, "--data=ImageFolderDataModule")
+    assert re.search(r"error: images/\d+.png is damaged .*: remove it\.$", error_of(capsys, args))
+
+
+def test_an_error_of_a_users_dataset_in_a_worker_keeps_its_traceback():
+    args = streamed()
+    args.insert(1, "--data=helpers.FailingFiles")
+    with pytest.raises(RuntimeError, match="mine"):
+        main(args)
 
 
 def test_plain_messages_are_unchanged():

@@ -1,3 +1,5 @@
+from argparse import Namespace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from helpers import RNG, TinyNetwork, digits, image_folder, tiny_module, trainer
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lit_ddpm.data import DigitsDataModule, ImageTensors, TorchvisionDataModule
+from lit_ddpm.data import DigitsDataModule, ImageDataModule, ImageTensors, TorchvisionDataModule
 from lit_ddpm.data.base import split_rows
 
 
@@ -40,6 +42,42 @@ def test_batches_are_normalized_after_the_transfer():
     assert same is labels
 
 
+def test_training_batches_are_complete_and_without_repetition():
+    data = digits(batch_size=100)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [len(images) for images, _ in batches] == [100] * 12
+    rows = {image.numpy().tobytes() for images, _ in batches for image in images}
+    assert rows <= {image.numpy().tobytes() for image in data.splits()["train"].images}
+    assert len(rows) == 1200
+
+
+def test_ranks_share_the_images_in_order():
+    data = digits(batch_size=300, eval_batch_size=100)
+    data.setup("fit")
+    shares = []
+    for rank in (0, 1):
+        data.trainer = Namespace(world_size=2, global_rank=rank)
+        assert len(data.train_dataloader().sampler) == 629  # half of 1,257, rounded up
+        shares.append(list(data.reference_dataloader()))
+    batches = [batch for pair in zip_longest(*shares) for batch in pair if batch is not None]
+    together = torch.cat([images for images, _ in batches])
+    torch.testing.assert_close(together, data.splits()["train"].images / 8 - 1)
+    data.batch_size = 700
+    with pytest.raises(ValueError, match=r"batch_size = 700 on 2 rank\(s\) is more than the 1257 training images"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_workers_persist_where_there_are_any(num_workers):
+    data = digits()
+    data.num_workers = num_workers
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.num_workers == num_workers
+        assert loader.persistent_workers == (num_workers > 0)
+
+
 def test_evaluation_sees_every_image_in_order():
     data = digits(eval_batch_size=50)
     data.setup("test")
@@ -67,10 +105,13 @@ def test_bad_sizes_are_refused_by_name():
     for name in ("batch_size", "eval_batch_size"):
         with pytest.raises(ValueError, match=f"{name} = 0 of DigitsDataModule"):
             DigitsDataModule(**{name: 0})
+        assert getattr(DigitsDataModule(**{name: 1}), name) == 1
     data = digits(batch_size=2000)
     data.setup("fit")
     with pytest.raises(ValueError, match=r"batch_size = 2000 .* 1257 training images"):
         data.train_dataloader()
+    data.batch_size = 1257
+    assert len(data.train_dataloader()) == 1
 
 
 def test_labels_out_of_range_are_refused():
@@ -85,6 +126,35 @@ def test_labels_out_of_range_are_refused():
         ValueError, match=r"train split of Wrong has labels 0 to 10; with num_classes = 10 they must be 0"
     ):
         Wrong("MNIST").setup("fit")
+
+
+def test_an_empty_split_is_refused():
+    class Empty(DigitsDataModule):
+        def splits(self):
+            splits = super().splits()
+            return splits | {"val": ImageTensors(splits["val"].images[:0], splits["val"].labels[:0])}
+
+    with pytest.raises(ValueError, match="the val split of Empty is empty"):
+        Empty().setup("fit")
+
+
+def test_training_images_are_shuffled():
+    data = digits(batch_size=1257)
+    data.setup("fit")
+    ((_, labels),) = data.train_dataloader()
+    in_order = data.splits()["train"].labels
+    assert not torch.equal(labels, in_order)
+    assert torch.equal(labels.sort().values, in_order.sort().values)
+
+
+def test_settings_of_an_own_data_module():
+    class Own(ImageDataModule):
+        def splits(self):
+            return {}
+
+    data = Own()
+    assert (data.batch_size, data.eval_batch_size, data.flip, data.num_workers) == (128, 128, False, 0)
+    assert (data.levels, data.num_classes) == (256, None)
 
 
 def test_flips_are_reproducible_and_in_training_only():
@@ -127,6 +197,10 @@ def test_split_rows_is_a_partition_given_by_the_seed():
     assert sorted(split["test"] + split["val"] + split["train"]) == list(range(100))
     assert split == split_rows(100, {"test": 20, "val": 10}, seed=3)
     assert split != split_rows(100, {"test": 20, "val": 10}, seed=4)
+    assert len(split_rows(100, {"test": 98, "val": 1}, seed=3)["train"]) == 1
+    for sizes in ({"test": 99, "val": 1}, {"test": 20, "val": 0}):
+        with pytest.raises(ValueError, match=r"each be at least 1 and leave at least one of the 100 images"):
+            split_rows(100, sizes, seed=3)
 
 
 def test_a_dataset_may_read_its_labels_with_the_images():

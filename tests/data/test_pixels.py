@@ -20,6 +20,14 @@ def test_levels_to_floats_and_back(levels):
     assert to_uint8(torch.tensor([-3.0, 1.01, 9.0]), levels).tolist() == [0, 255, 255]
 
 
+def test_there_are_256_levels_by_default():
+    level = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_float(level), to_float(level, 256))
+    assert torch.equal(to_uint8(to_float(level)), level)
+    between = torch.linspace(-1, 1, 5001)
+    assert torch.equal(to_uint8(between), to_uint8(between, 256))
+
+
 def test_nonfinite_images_are_refused():
     with pytest.raises(ValueError, match="finite"):
         to_uint8(torch.tensor([0.0, float("nan")]))

@@ -10,6 +10,7 @@ from lit_ddpm import (
     DiscretizedGaussian,
     GaussianDecoder,
     LinearSchedule,
+    LogSNRSchedule,
     VParametrization,
     X0Parametrization,
     bits_per_dim,
@@ -137,6 +138,69 @@ def test_importance_sampling_reduces_the_variance():
         variational_bound(denoiser, x_0, decoder, 8, second_moment=torch.ones(3))
 
 
+class Rescaled(torch.nn.Module):
+    """x_t divided by its signal: each KL is the same multiple of the squared noise where log SNR is a line."""
+
+    schedule = LogSNRSchedule(num_steps=200)
+    kl = 0.5 * (float(schedule.snr(1) / schedule.snr(2)) - 1)  # a dimension, for every t and a gain of 1
+
+    def forward(self, x_t, t, clean, gain=1.0):
+        """The error of x0_hat is multiplied by the gain."""
+        return clean + gain * (x_t / self.schedule.alpha_bar(t).sqrt().reshape(-1, 1, 1, 1) - clean)
+
+
+def rescaled_bound(count, dims=64, num_timesteps=None, **kwargs):
+    denoiser = Denoiser(Rescaled(), Rescaled.schedule, X0Parametrization())
+    x_0 = gaussian_data(count, dims)
+    return variational_bound(denoiser, x_0, GaussianDecoder(), num_timesteps, clean=x_0, **kwargs)
+
+
+def test_the_control_variate_removes_the_noise_of_eps():
+    count, dims, kl = 200, 64, 64 * Rescaled.kl
+    moments = torch.full((199,), kl**2 * (1 + 2 / dims))
+    fast = rescaled_bound(count, dims, num_timesteps=8, second_moment=moments)
+    spread = float(fast.diffusion.std())
+    assert float(fast.diffusion.mean()) == pytest.approx(199 * kl, abs=4 * spread / count**0.5)
+    assert spread < 0.3 * 199 * kl * (2 / dims / 7) ** 0.5  # the spread without a control variate
+
+
+@pytest.mark.parametrize("num_timesteps", [3, 4, 5, 8])
+def test_the_noise_variance_leaves_out_the_spread_of_images(num_timesteps):
+    """The terms of an image have one distribution, whose size differs between the images by a factor of 16."""
+    count, dims, gain = 3000, 4, torch.linspace(0.5, 2, 3000, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    bound = rescaled_bound(count, dims, num_timesteps, gain=gain)
+    found = noise_variance(bound.differences, bound.squared_differences, count)
+    of_a_term = float((gain**4).mean()) * 2 * dims * Rescaled.kl**2
+    assert found == pytest.approx(199**2 / (num_timesteps - 1) * of_a_term, rel=0.08)
+
+
+def test_averages_at_each_timestep_are_those_of_the_noise():
+    bound, kl = rescaled_bound(200), torch.full((199,), 64 * Rescaled.kl, dtype=torch.float64)
+    assert bound.visits.tolist() == [200] * 200
+    expected = 1 / Rescaled.schedule.snr(torch.arange(1, 201))
+    torch.testing.assert_close(bound.squared_error / 200, expected, rtol=0.06, atol=0)
+    torch.testing.assert_close(bound.kl / 200, kl, rtol=0.06, atol=0)
+    torch.testing.assert_close(bound.second_moment, kl**2 * (1 + 2 / 64), rtol=0.12, atol=0)
+
+
+def test_the_last_stratum_ends_at_the_last_timestep(monkeypatch):
+    """Densities may sum to less than the largest quantile."""
+    monkeypatch.setattr(torch, "rand", lambda size, **kwargs: torch.full((size,), 1 - 2**-53, dtype=torch.float64))
+    for num_steps in (30, 38, 50):
+        bound = variational_bound(tiny_denoiser(num_steps), digits_like(2), DiscretizedGaussian(17), 5)
+        assert bound.visits[-1] == 2
+
+
+def test_noise_variance_of_each_number_of_images_is_unbiased():
+    for num_images in (2, 3, 50):
+        x = torch.randn(num_images, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        found = noise_variance(x.mean(0), (x**2).mean(0).sum(), num_images)
+        assert found == pytest.approx(float(x.var(0).sum()), rel=1e-12)
+    assert math.isnan(noise_variance(torch.ones(4), torch.tensor(4.0), 1))
+    for rounding in (0, 1e-12):
+        assert noise_variance(torch.ones(4), torch.tensor(4 - rounding, dtype=torch.float64), 2) == 0
+
+
 @pytest.mark.parametrize("num_kl", [1, 5, 39, 255])
 def test_the_smooth_rms_is_smooth_and_positive(num_kl):
     second_moment = torch.rand(num_kl, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
@@ -145,6 +209,10 @@ def test_the_smooth_rms_is_smooth_and_positive(num_kl):
     assert torch.equal(size, smooth_rms(second_moment * (1 + 1e-7)))
     assert 0.5 < float(size.mean() / second_moment.mean().sqrt()) < 2
     assert bool((smooth_rms(torch.zeros(num_kl)) > 0).all())
+    for constant in (1e-6, 1.0, 1e6):
+        rms = smooth_rms(torch.full((num_kl,), constant)) / constant**0.5
+        assert float(rms.min()) > 2**-0.26
+        assert float(rms.max()) < 2**0.26
 
 
 def test_all_strata_are_all_timesteps():
@@ -171,6 +239,7 @@ def test_the_bound_is_independent_of_batch_and_order():
         alone = variational_bound(denoiser, x_0[index], decoder, num_timesteps, index=index)
         bits = bits_per_dim(together.total[index] - alone.total, 16)
         assert float(bits.abs().max()) < 1e-5
+        assert torch.equal(variational_bound(denoiser, x_0, decoder, num_timesteps, seed=0).total, together.total)
         other = variational_bound(denoiser, x_0, decoder, num_timesteps, seed=1)
         assert float((other.total - together.total).abs().min()) > 1e-3
 
@@ -224,7 +293,7 @@ def test_bad_input_is_refused_before_any_work():
     with pytest.raises(ValueError, match="levels = 17"):
         variational_bound(denoiser, digits_like(2) * 0.99, decoder)
     with pytest.raises(ValueError, match="clip"):
-        variational_bound(tiny_denoiser(clip=True), digits_like(2) * 3, GaussianDecoder())
+        variational_bound(tiny_denoiser(clip=True), digits_like(2) * 1.5, GaussianDecoder())
 
 
 def test_bits_per_dim():

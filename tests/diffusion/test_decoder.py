@@ -66,11 +66,29 @@ def test_data_outside_the_levels_is_refused():
     decoder.check(grid(17).float())
     with pytest.raises(ValueError, match=r"\[-1, 1\].*range is -1 to 1.5"):
         decoder.check(torch.tensor([-1.0, 1.5]))
+    with pytest.raises(ValueError, match=r"\[-1, 1\].*range is -1.5 to 1"):
+        decoder.check(torch.tensor([-1.5, 1.0]))
     with pytest.raises(ValueError, match=r"levels = 17 .* 0.05 is not one"):
         decoder.check(torch.tensor([0.05, 0.0]))
     for each in (decoder, GaussianDecoder()):
         with pytest.raises(ValueError, match="finite"):
             each.check(torch.tensor([0.0, float("nan")]))
     GaussianDecoder().check(torch.tensor([17.3]))
-    with pytest.raises(ValueError, match="levels = 1"):
-        DiscretizedGaussian(1)
+    for levels in (1, 17.0, True):
+        with pytest.raises(
+            ValueError, match=f"levels = {levels}: a DiscretizedGaussian needs an integer of at least 2"
+        ):
+            DiscretizedGaussian(levels)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_values_between_two_levels_are_refused(levels):
+    decoder = DiscretizedGaussian(levels)
+    decoder.check(grid(levels))
+    for fraction in (0.05, 0.25, 0.5, 0.75):
+        with pytest.raises(ValueError, match=f"levels = {levels} values"):
+            decoder.check(grid(levels)[:1] + fraction * 2 / (levels - 1))
+
+
+def test_pixels_have_256_levels_by_default():
+    assert DiscretizedGaussian().levels == 256

@@ -64,6 +64,55 @@ def test_ends_of_the_learned_variance_are_the_fixed_ones():
         torch.testing.assert_close(sampler(model, (4, 1, 4, 4)), sampler(fixed, (4, 1, 4, 4)), rtol=1e-5, atol=1e-5)
 
 
+def test_the_estimate_is_computed_outside_autocast():
+    class Recording(X0Parametrization):
+        def x0_hat(self, schedule, output, x_t, t):
+            seen.append((output.dtype, torch.is_autocast_enabled("cpu")))
+            return super().x0_hat(schedule, output, x_t, t)
+
+    seen, denoiser = [], Denoiser(torch.nn.Conv2d(1, 1, 1), LinearSchedule(50), Recording())
+    denoiser.network.forward = lambda x_t, t: x_t.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        denoiser(torch.zeros(2, 1, 4, 4), 20)
+    assert seen == [(torch.float32, False)]
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1, 4, 4)])
+def test_an_output_has_the_shape_of_the_image(shape):
+    class Given(torch.nn.Module):
+        def forward(self, x_t, t):
+            return torch.ones(self.shape)
+
+    denoiser = Denoiser(Given(), LinearSchedule(50), X0Parametrization())
+    denoiser.network.shape = (5, *shape)
+    assert denoiser(torch.zeros(5, *shape), 3).shape == (5, *shape)
+    for wrong in ((4, *shape), (5, *shape, 1), (5, 3, *shape[1:])):
+        denoiser.network.shape = wrong
+        with pytest.raises(ValueError, match="check its out_channels"):
+            denoiser(torch.zeros(5, *shape), 3)
+
+
+def test_clipping_moves_only_values_outside_the_data():
+    output = torch.tensor([[-3.0, -1.0, -0.2, 0.7, 1.0, 2.0]])
+    denoiser = Denoiser(torch.nn.Identity(), LinearSchedule(50), X0Parametrization(), clip=True)
+    denoiser.network.forward = lambda x_t, t: output
+    assert torch.equal(denoiser(output, 7), torch.tensor([[-1.0, -1.0, -0.2, 0.7, 1.0, 1.0]]))
+    assert torch.equal(denoiser.predict(output, torch.tensor([7]), output).x0_hat, output)
+    assert torch.equal(Denoiser(denoiser.network, denoiser.schedule, X0Parametrization())(output, 7), output)
+
+
+def test_timesteps_of_a_denoiser_are_one_or_one_a_sample():
+    denoiser = Denoiser(VarianceNetwork(50), LinearSchedule(50), VParametrization(), variance="learned")
+    x_t = torch.zeros(3, 1, 4, 4)
+    for t in (0, 51, torch.tensor([0, 1, 2])):
+        with pytest.raises(ValueError, match=r"t = (0|51) .*1\.\.50"):
+            denoiser(x_t, t)
+    for t in (torch.ones(2, dtype=torch.int64), torch.ones(3, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"one timestep a sample, \[3\]"):
+            denoiser(x_t, t)
+    assert torch.equal(denoiser(x_t, 7), denoiser(x_t, torch.tensor([7, 7, 7])))
+
+
 def test_optimal_variance_of_an_ideal_denoiser():
     """For data N(0, tau2) the KL is minimal at sigma_q^2 plus the squared error of the mean; L-BFGS finds it."""
     schedule, tau2 = LinearSchedule(50), 0.25

@@ -1,8 +1,11 @@
+from decimal import Decimal
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from lit_ddpm import Gaussian, LinearSchedule, gaussian_kl, q_marginal, q_posterior
+from lit_ddpm.diffusion.gaussian import posterior_coefficients, to_float64
 
 
 def pairs(schedule):
@@ -40,6 +43,22 @@ def test_posterior_times_marginal_is_the_joint():
         assert float(product) == pytest.approx(float(joint), rel=1e-9)
 
 
+def test_coefficients_keep_their_precision_at_10_000_steps():
+    """The formulas of the posterior in decimal arithmetic with 28 digits."""
+    schedule, bars = LinearSchedule(num_steps=10_000), [Decimal(1)]
+    for beta in schedule.betas().tolist()[:20]:
+        bars.append(bars[-1] * (1 - Decimal(beta)))
+    for t, s in [(2, 1), (3, 2), (5, 2), (11, 10), (20, 1)]:
+        alpha = bars[t] / bars[s]
+        found = posterior_coefficients(schedule, t, s)
+        assert float(found.beta) == pytest.approx(float(1 - alpha), rel=1e-13, abs=0)
+        assert float(found.var) == pytest.approx(float((1 - alpha) * (1 - bars[s]) / (1 - bars[t])), rel=1e-13, abs=0)
+        assert float(found.c_0) == pytest.approx(float((1 - alpha) * bars[s].sqrt() / (1 - bars[t])), rel=1e-13, abs=0)
+        assert float(found.c_t) == pytest.approx(float((1 - bars[s]) * alpha.sqrt() / (1 - bars[t])), rel=1e-13, abs=0)
+        variance = q_marginal(schedule, torch.zeros(1, dtype=torch.float64), t).var
+        assert float(variance) == pytest.approx(float(1 - bars[t]), rel=1e-13, abs=0)
+
+
 def test_marginal_composes_over_steps():
     schedule = LinearSchedule(num_steps=40)
     x_0 = torch.randn(2, 3, dtype=torch.float64)
@@ -49,6 +68,14 @@ def test_marginal_composes_over_steps():
         q = q_marginal(schedule, x_0, t)
         torch.testing.assert_close(q.mean, mean, rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(q.var, var, rtol=1e-11, atol=1e-11)
+
+
+def test_a_sample_of_the_marginal_is_signal_plus_noise():
+    schedule, t = LinearSchedule(), torch.tensor([1, 400, 1000])
+    x_0, eps = torch.randn(2, 3, 5, dtype=torch.float64)
+    bar = schedule.alpha_bar(t)[:, None]
+    torch.testing.assert_close(q_marginal(schedule, x_0, t).sample(eps), bar.sqrt() * x_0 + (1 - bar).sqrt() * eps)
+    assert torch.equal(q_marginal(schedule, x_0, 0).sample(eps), x_0)
 
 
 def test_a_timestep_for_each_sample(schedule):
@@ -76,5 +103,10 @@ def test_s_must_lie_before_t():
     for s in (5, 6):
         with pytest.raises(ValueError, match="s must lie before t"):
             q_posterior(LinearSchedule(), x, x, 5, s)
-    with pytest.raises(ValueError, match="s = -1"):
-        q_posterior(LinearSchedule(), x, x, 5, -1)
+    for s in (-1, 1000):
+        with pytest.raises(ValueError, match=rf"s = {s} lies outside the schedule: s must be in 0\.\.999"):
+            q_posterior(LinearSchedule(), x, x, 5, s)
+
+
+def test_float64_on_a_device_that_has_it():
+    assert to_float64(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float64

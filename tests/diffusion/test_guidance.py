@@ -5,6 +5,7 @@ import torch
 from helpers import PARAMETRIZATIONS, LabelledNetwork, learned_variance_denoiser
 
 from lit_ddpm import Denoiser, GuidedDenoiser, LinearSchedule, VParametrization
+from lit_ddpm.diffusion.guidance import LabelDropout
 
 
 def labeled_denoiser(parametrization=None, **kwargs):
@@ -45,9 +46,28 @@ def test_guidance_clips_and_calls_the_network_once():
         x0_hat = GuidedDenoiser(plain, 5)(x_t, 20, label=label)
         assert plain.network.calls == 1
         assert plain.network.seen[-1].tolist() == [0, 1, 2, 3, 3, 3]
-        assert float(x0_hat.abs().max()) == 1
+        free = GuidedDenoiser(Denoiser(plain.network, plain.schedule, plain.parametrization), 5)
+        unclipped = free(x_t, 20, label=label)
+        assert float(unclipped.min()) < -1
+        assert torch.equal(x0_hat, unclipped.clamp(min=-1, max=1))
         p = GuidedDenoiser(plain, 5).p_posterior(x_t, 20, 10, label=label)
         torch.testing.assert_close(p.mean, plain.p_given_x0_hat(x_t, x0_hat, 20, 10).mean)
+
+
+def test_other_conditions_are_those_of_both_halves():
+    class Shifted(LabelledNetwork):
+        def forward(self, x_t, t, label, image, shift, factor):
+            return super().forward(x_t, t, label) + factor * (image + shift[:, None, None, None])
+
+    torch.manual_seed(0)
+    plain = Denoiser(Shifted(), LinearSchedule(50), VParametrization())
+    x_t, image = torch.randn(2, 3, 1, 4, 4)
+    cond = {"image": image, "shift": torch.tensor([1.0, 2.0, 3.0]), "factor": 0.5}
+    label, no_label = torch.tensor([0, 1, 2]), torch.full((3,), 3)
+    with torch.no_grad():
+        with_label, without = (plain(x_t, 20, label=each, **cond) for each in (label, no_label))
+        guided = GuidedDenoiser(plain, 3)(x_t, 20, label=label, **cond)
+    torch.testing.assert_close(guided, without + 3 * (with_label - without))
 
 
 def test_a_guided_denoiser_shares_the_network():
@@ -60,3 +80,28 @@ def test_guidance_keeps_the_conditional_variance():
     x_t, label = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1])
     guided = GuidedDenoiser(model, 2.0).p_posterior(x_t, 20, label=label)
     torch.testing.assert_close(guided.var, model.p_posterior(x_t, 20, label=label).var)
+
+
+def test_label_dropout_replaces_the_stated_share():
+    torch.manual_seed(0)
+    label = torch.arange(20_000) % 3
+    cond = LabelDropout(0.3, 3)({"label": label, "other": 1})
+    dropped = cond["label"] == 3
+    assert float(dropped.double().mean()) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 20_000) ** 0.5)
+    assert torch.equal(cond["label"][~dropped], label[~dropped])
+    assert cond["other"] == 1
+
+
+def test_no_label_dropout_draws_nothing():
+    before, cond = torch.get_rng_state(), {"label": torch.tensor([0, 1, 2])}
+    assert LabelDropout(0.0, 3)(cond) is cond
+    assert LabelDropout(0.0, None)({}) == {}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_label_dropouts_are_refused():
+    for probability in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match=rf"label_dropout = {probability} must be in \[0, 1\)"):
+            LabelDropout(probability, 3)
+    with pytest.raises(ValueError, match=r"label_dropout = 0.1 needs a class-conditional network"):
+        LabelDropout(0.1, None)

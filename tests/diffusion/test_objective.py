@@ -265,3 +265,26 @@ def test_the_simple_part_of_a_hybrid_trains_the_mean_only(simple):
         ValueError, match=f"simple = {type(simple).__name__} of HybridObjective trains the variance too"
     ):
         HybridObjective(simple=simple)
+
+
+@pytest.mark.parametrize("kind", [PosteriorKL, HybridObjective])
+def test_a_decoder_is_filled_in_where_there_is_none(kind):
+    own, other = DiscretizedGaussian(17), GaussianDecoder()
+    assert kind().with_decoder(other).decoder is other
+    assert kind(decoder=own).with_decoder(other).decoder is own
+    assert X0MSE().with_decoder(other).decoder is None
+
+
+@pytest.mark.parametrize("objective", [X0MSE(), PredictionMSE()], ids=lambda o: type(o).__name__)
+def test_objectives_of_the_mean_refuse_a_learned_variance(objective):
+    objective.check(tiny_denoiser())
+    with pytest.raises(ValueError, match=f"variance = 'learned' is not trained by {type(objective).__name__}"):
+        objective.check(learned_variance_denoiser())
+
+
+def test_objectives_of_the_variance_accept_a_learned_one():
+    PosteriorKL().check(learned_variance_denoiser())
+    HybridObjective().check(learned_variance_denoiser())
+    for weight in (0, -0.5):
+        with pytest.raises(ValueError, match=f"weight = {weight} of HybridObjective must be positive"):
+            HybridObjective(weight=weight)

@@ -1,10 +1,19 @@
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from helpers import TinyNetwork, oracle, tiny_denoiser
 
-from lit_ddpm import AncestralSampler, DDIMSampler, Denoiser, DPMSolverSampler, LinearSchedule, X0Parametrization
+from lit_ddpm import (
+    AncestralSampler,
+    DDIMSampler,
+    Denoiser,
+    DPMSolverSampler,
+    LinearSchedule,
+    Sampler,
+    X0Parametrization,
+)
 
 
 @pytest.mark.parametrize(("variance", "num_steps"), [("beta", None), ("posterior", None), ("posterior", 40)])
@@ -74,6 +83,33 @@ def test_convergence_order_of_deterministic_samplers(sampler, order):
         assert coarse / fine == pytest.approx(2**order, rel=0.35)
 
 
+def test_only_the_ends_of_the_solver_are_of_first_order():
+    """The estimate is extrapolated by half a step in log(signal / noise), except at the first step and at the last."""
+    denoiser = tiny_denoiser(30).double()
+    schedule, x_T = denoiser.schedule, torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        path = dict(DPMSolverSampler().trajectory(denoiser, x_T, torch.Generator()))
+        for t in range(30, 0, -1):
+            estimate = denoiser(path[t], t)
+            if t not in (30, 1):
+                log_ratio = {n: 0.5 * math.log(schedule.snr(n)) for n in (t + 1, t, t - 1)}
+                ratio = (log_ratio[t - 1] - log_ratio[t]) / (2 * (log_ratio[t] - log_ratio[t + 1]))
+                estimate = estimate + ratio * (estimate - denoiser(path[t + 1], t + 1))
+            kept = math.sqrt(schedule.one_minus_alpha_bar(t - 1) / schedule.one_minus_alpha_bar(t))
+            signal_t, signal_s = math.sqrt(schedule.alpha_bar(t)), math.sqrt(schedule.alpha_bar(t - 1))
+            expected = kept * path[t] + (signal_s - kept * signal_t) * estimate
+            torch.testing.assert_close(path[t - 1], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_chunks_have_64_images_by_default():
+    """Another size gives other images."""
+
+    class Own(AncestralSampler):
+        __init__ = Sampler.__init__
+
+    assert {kind().chunk_size for kind in (AncestralSampler, DDIMSampler, DPMSolverSampler, Own)} == {64}
+
+
 def test_a_multistep_sampler_starts_each_trajectory_afresh():
     denoiser, sampler = tiny_denoiser(20, clip=True), DPMSolverSampler(6, chunk_size=2)
     four = sampler(denoiser, (4, 1, 4, 4))
@@ -97,6 +133,7 @@ def test_an_image_is_a_function_of_seed_and_index():
         part = sampler(denoiser, (count, 1, 4, 4), seed=7, first_index=first)
         assert torch.equal(part, ten[first : first + count])
     assert not torch.equal(ten, sampler(denoiser, (10, 1, 4, 4), seed=8))
+    assert torch.equal(sampler(denoiser, (2, 1, 4, 4)), sampler(denoiser, (2, 1, 4, 4), seed=0, first_index=0))
     assert len({tuple(image.flatten().tolist()) for image in ten}) == 10
     assert sampler(denoiser, (0, 1, 4, 4)).shape == (0, 1, 4, 4)
 

@@ -1,9 +1,34 @@
-"""Timesteps sampled by importance."""
+"""The distributions of t, and their weights."""
 
 import pytest
 import torch
 
-from lit_ddpm import ImportanceTimesteps
+from lit_ddpm import ImportanceTimesteps, StratifiedTimesteps, UniformTimesteps
+
+
+@pytest.mark.parametrize("timesteps", [UniformTimesteps(), StratifiedTimesteps()], ids=lambda t: type(t).__name__)
+def test_every_t_is_drawn_equally_often(timesteps):
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(9)
+    for _ in range(4000):
+        t, weight = timesteps.sample(3, 8, generator)
+        assert torch.equal(weight, torch.ones(3, dtype=torch.float64))
+        counts += t.bincount(minlength=9)
+    assert counts[0] == 0
+    share = counts[1:] / counts.sum()
+    assert float((share - 1 / 8).abs().max()) < 4 * (1 / 8 * 7 / 8 / 12_000) ** 0.5
+
+
+def test_a_batch_of_t_strata_has_each_t_once():
+    for seed in range(20):
+        t, _ = StratifiedTimesteps().sample(12, 12, torch.Generator().manual_seed(seed))
+        assert t.tolist() == list(range(1, 13))
+
+
+def test_the_last_stratum_ends_at_the_last_timestep(monkeypatch):
+    """The largest offset below 1 is rounded to 1 when it is added to an index."""
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor(1 - 2**-53, dtype=torch.float64))
+    t, _ = StratifiedTimesteps().sample(128, 1000)
+    assert int(t.max()) == 1000
 
 
 def trained_timesteps(num_steps=8, history=3, **kwargs):
@@ -21,6 +46,30 @@ def test_importance_timesteps_follow_the_losses():
     assert torch.equal(timesteps.probabilities(8), torch.full((8,), 1 / 8, dtype=torch.float64))
     expected = 0.999 * torch.arange(1, 9).double() / 36 + 0.001 / 8
     torch.testing.assert_close(trained_timesteps().probabilities(8), expected)
+
+
+def test_t_is_uniform_until_each_has_all_its_losses():
+    timesteps = ImportanceTimesteps(history=3)
+    timesteps.sample(1, 4)
+    for number in (1, 2, 3):
+        timesteps.update(torch.arange(1, 5), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        assert bool((timesteps.probabilities(4) == 1 / 4).all()) == (number < 3)
+
+
+def test_draws_have_the_probabilities_of_the_losses():
+    timesteps, count = trained_timesteps(), 100_000
+    p = timesteps.probabilities(8)
+    t, weight = timesteps.sample(count, 8, torch.Generator().manual_seed(0))
+    assert bool(((t.bincount(minlength=9)[1:] / count - p).abs() < 4 * (p * (1 - p) / count).sqrt()).all())
+    torch.testing.assert_close(weight, 1 / (8 * p[t - 1]), rtol=1e-12, atol=0)
+    assert bool((trained_timesteps(uniform_share=1).probabilities(8) == 1 / 8).all())
+
+
+def test_importance_is_that_of_the_paper_and_asks_for_losses():
+    timesteps = ImportanceTimesteps()
+    assert (timesteps.history, timesteps.uniform_share) == (10, 0.001)
+    assert timesteps.uses_losses
+    assert not UniformTimesteps().uses_losses
 
 
 def test_only_the_last_losses_count():

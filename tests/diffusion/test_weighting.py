@@ -46,6 +46,7 @@ def test_the_constant_of_the_beta_variance():
     expected = 0.5 * (ratio - 1 - ratio.log())
     torch.testing.assert_close(kl_constant(schedule, t, "beta"), expected, rtol=1e-8, atol=1e-16)
     assert bool((kl_constant(schedule, t, "posterior") == 0).all())
+    assert kl_constant(schedule, 1, "posterior") == kl_constant(schedule, 1, "beta") == 0  # there is no KL
 
 
 def test_the_table_of_weightings():
@@ -57,7 +58,8 @@ def test_the_table_of_weightings():
     w[0] = 1 / (2 * schedule.beta(1))
     torch.testing.assert_close(UniformWeighting()(denoiser, t), torch.ones(4, dtype=torch.float64))
     torch.testing.assert_close(SNRWeighting()(denoiser, t), snr, rtol=1e-9, atol=0)
-    torch.testing.assert_close(MinSNRWeighting(5.0)(denoiser, t), snr.clamp(max=5.0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(MinSNRWeighting(0.5)(denoiser, t), snr.clamp(max=0.5), rtol=1e-9, atol=0)
+    torch.testing.assert_close(MinSNRWeighting()(denoiser, t), snr.clamp(max=5.0), rtol=1e-9, atol=0)  # the paper's
     torch.testing.assert_close(KLWeighting()(denoiser, t), w, rtol=1e-9, atol=0)
 
 

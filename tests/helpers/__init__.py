@@ -19,6 +19,7 @@ from helpers.commands import (
 from helpers.evaluation import CountingFeatures, evaluations, fit_with_sample_metrics, small_sample_metrics
 from helpers.files import (
     RNG,
+    FailingFiles,
     Malicious,
     fit_images,
     image_folder,
@@ -77,6 +78,7 @@ __all__ = [
     "CountingFeatures",
     "FailingCallback",
     "FailingData",
+    "FailingFiles",
     "FailingNetwork",
     "FailingSettings",
     "FewDigits",

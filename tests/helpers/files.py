@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 import struct
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchvision import datasets
 from helpers.models import TinyNetwork
 from helpers.training import tiny_module, trainer
 from lit_ddpm.data import ImageFolderDataModule
+from lit_ddpm.data.files import ImageFiles
 
 RNG = np.random.default_rng(0)
 
@@ -56,6 +58,22 @@ def write_image_folder(root, count=12, classes=2, size=(10, 8), mode="RGB"):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.full((*size, 3) if mode == "RGB" else size, number, np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
+class FailingFile(ImageFiles):
+    """A user's own reader with a fault."""
+
+    def open(self, row):
+        raise RuntimeError("mine")
+
+
+class FailingFiles(ImageFolderDataModule):
+    """A data module with that reader; the headers are read by the package."""
+
+    def splits(self):
+        splits = super().splits()
+        train = splits["train"]
+        return {**splits, "train": FailingFile(*(getattr(train, field.name) for field in fields(train)))}
 
 
 def image_folder(root="images", **kwargs) -> ImageFolderDataModule:

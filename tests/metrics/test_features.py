@@ -1,3 +1,5 @@
+from hashlib import sha256
+
 import pytest
 import torch
 from torch import nn
@@ -33,6 +35,37 @@ def test_extraction_is_outside_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         features, _ = extract(DigitsFeatures(), torch.full((2, 1, 8, 8), 77, dtype=torch.uint8))
     assert torch.equal(features, extract(DigitsFeatures(), torch.full((2, 1, 8, 8), 77, dtype=torch.uint8))[0])
+
+
+def test_the_extractor_is_called_outside_autocast():
+    class Recording(Mean):
+        def forward(self, images):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(images)
+
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        extract(Recording(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert seen == [False]
+
+
+def test_loaded_weights_are_in_evaluation_mode_and_fixed():
+    extractor = DigitsFeatures()
+    extract(extractor, torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert not extractor.network.training
+    assert not any(p.requires_grad for p in extractor.network.parameters())
+
+
+def test_a_fingerprint_is_eight_digits_of_class_and_weights():
+    assert fingerprint_of(DigitsFeatures()) == sha256(b"lit_ddpm.metrics.DigitsFeatures").hexdigest()[:8]
+
+    class Other(Mean):
+        pass
+
+    class Another(Mean):
+        pass
+
+    assert fingerprint_of(Other()) != fingerprint_of(Another())
 
 
 def test_a_module_that_returns_no_features_is_refused():

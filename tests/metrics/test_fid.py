@@ -1,9 +1,11 @@
+import inspect
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.defaults import DEFAULTS
 
 from lit_ddpm.metrics.fid import RealStatistics, sample_metrics
 
@@ -64,6 +66,27 @@ def test_metrics_depend_on_their_seed_only():
     assert first["kid"] != other["kid"]
     assert first["is"] != other["is"]
     assert first["fid"] == other["fid"]
+
+
+def test_the_protocol_is_that_of_torch_fidelity():
+    defaults = {name: p.default for name, p in inspect.signature(sample_metrics).parameters.items()}
+    for ours, theirs in (("kid_subsets",) * 2, ("kid_subset_size",) * 2, ("is_splits", "isc_splits")):
+        assert defaults[ours] == DEFAULTS[theirs]
+    assert defaults["seed"] == 0
+
+
+def test_ranks_do_not_communicate(monkeypatch):
+    """Only one rank computes the metrics, so a collective operation would wait forever."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a collective operation")
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    for name in ("barrier", "all_gather", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, fail)
+    real, generated = RealStatistics.of_features(torch.randn(50, 2)), torch.randn(40, 2)
+    found = sample_metrics(real, generated, torch.randn(40, 5), kid_subsets=2, kid_subset_size=20, is_splits=2)
+    assert math.isfinite(found["fid"])
 
 
 def test_nonfinite_features_give_nan():

@@ -97,7 +97,11 @@ def test_a_file_of_other_weights_is_refused(content):
     assert not Path("evil_was_here").exists()
 
 
-def test_the_offline_message_names_file_and_directory(monkeypatch):
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_offline_message_names_file_and_directory(monkeypatch, exists):
+    if exists:
+        (Path(torch.hub.get_dir()) / "checkpoints").mkdir(parents=True)
+
     def offline(*args, **kwargs):
         raise URLError("no network")
 

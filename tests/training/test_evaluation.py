@@ -1,9 +1,15 @@
 import json
+from argparse import Namespace
 
 import pytest
-from helpers import FewDigits, tiny_module, trainer
+import torch
+from helpers import FewDigits, LabelledNetwork, fit, read_csv, tiny_module, trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, IterableDataset
 
-from lit_ddpm import GaussianDecoder
+from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
+from lit_ddpm.training import evaluation
+from lit_ddpm.training.evaluation import BoundEvaluator, SplitBound, kl_metrics
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
@@ -19,6 +25,18 @@ def test_the_bound_is_the_same_on_any_number_of_processes(devices):
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         assert results[1][key] == pytest.approx(value, abs=1e-5), key
+
+
+@pytest.mark.parametrize(("num_val_timesteps", "num_calls"), [(2, 2), (7, 7), (20, 20), (30, 20), (None, 20)])
+def test_validation_takes_the_network_calls_of_its_setting(num_val_timesteps, num_calls):
+    module, calls = tiny_module(num_val_timesteps=num_val_timesteps), []
+    module.denoiser.network.register_forward_hook(lambda *args: calls.append(len(args[1][0])))
+    trainer().validate(module, FewDigits(eval_batch_size=50), verbose=False)
+    assert calls == [50] * num_calls
+    assert module.evaluator.last_report.num_calls == num_calls
+    calls.clear()
+    trainer().test(module, FewDigits(eval_batch_size=50), verbose=False)
+    assert calls == [50] * 20
 
 
 def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
@@ -44,3 +62,104 @@ def test_real_valued_data_is_measured_in_nats():
     (result,) = trainer().test(module, FewDigits(), verbose=False)
     assert "test/nats_per_dim" in result
     assert not any("bpd" in key for key in result)
+
+
+def labeled_images(count):
+    torch.manual_seed(0)
+    module = tiny_module(network=LabelledNetwork(10))
+    return module.denoiser, torch.randint(0, 17, (count, 1, 8, 8)) / 8 - 1, torch.arange(count) % 10
+
+
+@pytest.mark.parametrize(("rank", "indices"), [(0, [0, 3, 6]), (1, [1, 4, 0]), (2, [2, 5, 1])])
+def test_repeated_images_of_a_share_do_not_count(rank, indices):
+    """Seven images on three ranks, in batches of two and one; ranks 1 and 2 repeat an image to have three."""
+    denoiser, x_0, label = labeled_images(7)
+    decoder, loader = DiscretizedGaussian(17), DataLoader(x_0, batch_size=2)
+    strategy = Namespace(reduce=lambda sums, reduce_op: sums, root_device=torch.device("cpu"))
+    of_rank = Namespace(val_dataloaders=loader, global_rank=rank, world_size=3, strategy=strategy)
+    share = SplitBound(of_rank, denoiser, decoder, "val", 4, None)
+    for rows in (indices[:2], indices[2:]):
+        share.update(x_0[rows], {"label": label[rows]})
+    own = indices if rank == 0 else indices[:2]
+    expected = variational_bound(denoiser, x_0[own], decoder, 4, index=torch.tensor(own), label=label[own])
+    report, moment = share.report(of_rank)
+    assert report.num_images == len(own)
+    assert report.terms["total"].value == pytest.approx(float(bits_per_dim(expected.total, 64).mean()), rel=1e-5)
+    torch.testing.assert_close(moment, expected.second_moment, rtol=1e-4, atol=0)
+
+
+def test_a_dataset_without_a_length_is_measured_too():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(x_0)
+
+    _, x_0, _ = labeled_images(7)
+    module = tiny_module(decoder=DiscretizedGaussian(17))
+    loaders = [DataLoader(dataset, batch_size=3) for dataset in (Stream(), x_0)]
+    results = [trainer().validate(module, loader, verbose=False)[0] for loader in loaders]
+    assert results[0] == results[1]
+
+
+def test_the_logged_bound_is_that_of_seed_0():
+    """All models are measured with one noise."""
+    module, data = tiny_module(), FewDigits(eval_batch_size=20)
+    (result,) = trainer().test(module, data, verbose=False)
+    x_0 = data.splits()["test"].images / 8 - 1
+    bound = variational_bound(module.denoiser, x_0, DiscretizedGaussian(17), seed=0)
+    assert result["test/bpd"] == pytest.approx(float(bits_per_dim(bound.total, 64).mean()), abs=1e-5)
+
+
+def test_metrics_of_the_kl_are_weighted_and_leave_out_the_first_timestep():
+    denoiser, x_0, label = labeled_images(4)
+    pred = denoiser.predict(x_0, torch.tensor([2, 1, 9, 20]), torch.randn_like(x_0), label=label)
+    weight = torch.tensor([3.0, 100.0, 0.5, 2.0], dtype=torch.float64)
+    metrics = kl_metrics(denoiser, pred, weight)
+    assert metrics.t.tolist() == [2, 9, 20]
+    kl, kl_from_x0_mse, x0_mse = evaluation.kl_forms(denoiser, pred.select(torch.tensor([0, 2, 3])))
+    for name, values in (("kl", kl), ("kl_from_x0_mse", kl_from_x0_mse), ("x0_mse", x0_mse)):
+        expected = float((weight[[0, 2, 3]] * values).sum()) / 3
+        assert float(metrics.values[f"train/{name}"]) == pytest.approx(expected, rel=1e-9)
+    first = denoiser.predict(x_0[:1], torch.tensor([9]), torch.zeros_like(x_0[:1]), label=label[:1])
+    assert len(kl_metrics(denoiser, first, weight[:1]).kl) == 1
+
+
+@pytest.mark.parametrize(("forms", "gap"), [(([2e-6, 3.0], [2.2e-6, 3.0]), 0.1), (([0.0, 3.0], [0.0, 1.5]), 0.5)])
+def test_the_gap_is_the_largest_relative_difference(monkeypatch, forms, gap):
+    denoiser, x_0, label = labeled_images(2)
+    pred = denoiser.predict(x_0, torch.tensor([2, 9]), torch.randn_like(x_0), label=label)
+    forms = tuple(torch.tensor(form, dtype=torch.float64) for form in (*forms, [1.0, 1.0]))
+    monkeypatch.setattr(evaluation, "kl_forms", lambda *args: forms)
+    values = kl_metrics(denoiser, pred, torch.ones(2, dtype=torch.float64)).values
+    assert float(values["train/form_gap"]) == pytest.approx(gap)
+
+
+def test_second_moments_of_another_schedule_are_discarded():
+    for moments in ((torch.ones(19), torch.ones(19)), (None, torch.ones(19)), (None, None)):
+        state = dict(zip(("initial_moment", "found_moment"), moments, strict=True))
+        evaluator = BoundEvaluator(4)
+        evaluator.load_state_dict(state, num_steps=20)
+        assert evaluator.state_dict() == state
+        evaluator.load_state_dict(state, num_steps=21)
+        assert evaluator.state_dict() == {"initial_moment": None, "found_moment": None}
+
+
+def test_each_validation_passes_its_second_moments_to_the_next():
+    module = tiny_module()
+    fit(module=module, max_epochs=1, num_sanity_val_steps=1)
+    first = module.evaluator.state_dict()
+    assert first["initial_moment"] is None  # that of a sanity check is not used
+    assert len(first["found_moment"]) == 19
+    trainer(limit_val_batches=1).validate(module, FewDigits(), verbose=False)
+    assert module.evaluator.state_dict()["initial_moment"] is None
+    module = tiny_module()
+    fit(module=module, max_epochs=2)
+    assert torch.equal(module.evaluator.state_dict()["initial_moment"], first["found_moment"])
+
+
+@pytest.mark.parametrize(("max_epochs", "step"), [(0, 0), (1, 3)])
+def test_results_are_logged_at_the_last_step_of_training(max_epochs, step):
+    module = tiny_module()
+    if max_epochs:
+        fit(module=module, max_epochs=max_epochs, limit_val_batches=0)  # four steps, counted from 0
+    trainer(logger=CSVLogger(".", name="", version="")).test(module, FewDigits(), verbose=False)
+    assert [int(row["step"]) for row in read_csv("metrics.csv")] == [step]

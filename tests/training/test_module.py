@@ -14,6 +14,7 @@ from lit_ddpm import (
     HybridObjective,
     KLWeighting,
     LogSNRSchedule,
+    Objective,
     PosteriorKL,
     PredictionMSE,
     UNet,
@@ -57,6 +58,29 @@ def test_both_forms_use_timesteps_from_two():
     assert float(metrics.values["train/kl"]) == pytest.approx(
         float(PosteriorKL()(module.denoiser, later).mean()), rel=1e-5
     )
+
+
+class LossOfT(Objective):
+    """A loss of t at timestep t."""
+
+    def __call__(self, denoiser, pred):
+        return pred.t + 0 * pred.output.flatten(1).mean(1)
+
+
+class InProportionToT(UniformTimesteps):
+    def sample(self, batch_size, num_steps, generator=None):
+        p = torch.arange(1, num_steps + 1, dtype=torch.float64) / (num_steps * (num_steps + 1) / 2)
+        row = torch.multinomial(p, batch_size, replacement=True)
+        return row + 1, 1 / (num_steps * p[row])
+
+
+def test_the_loss_is_unbiased_under_importance_sampling():
+    """Draws in proportion to the loss have no variance: each batch gives the mean over t = 1..20, which is 10.5."""
+    recorder, optimizer = Recorder(), lambda params: torch.optim.SGD(params, lr=0.0)
+    module = tiny_module(objective=LossOfT(), timesteps=InProportionToT(), optimizer=optimizer)
+    fit(recorder, module=module, max_epochs=1)
+    assert recorder.losses == pytest.approx([10.5] * 4)
+    assert recorder.logged["train/loss"] == pytest.approx(10.5)
 
 
 def test_noise_depends_on_batch_epoch_and_rank():
@@ -131,7 +155,24 @@ def test_defaults_are_the_model_of_ho_et_al():
     assert isinstance(module.denoiser.parametrization, EpsParametrization)
     assert isinstance(module.objective, PredictionMSE)
     assert module.denoiser.schedule.num_steps == 1000
-    assert module.configure_optimizers().param_groups[0]["lr"] == 2e-4
+    settings = module.configure_optimizers().param_groups[0]
+    assert (settings["lr"], settings["weight_decay"]) == (2e-4, 0)
+    assert module.denoiser.clip
+    assert module.sampling_denoiser is module.denoiser  # without guidance
+    assert module.levels == 256
+
+
+def test_samples_are_those_of_seed_0_from_the_first_image():
+    module = tiny_module()
+    module.image_shape = (1, 8, 8)
+    assert torch.equal(module.sample(3), module.sample(3, seed=0, first_index=0))
+
+
+def test_speed_settings_are_off_by_default():
+    network = UNet(width=16, num_blocks=1, attention_levels=[])
+    tiny_module(network=network)
+    assert network._compiled_call_impl is None
+    assert all(p.is_contiguous() for p in network.parameters())
 
 
 def test_a_batch_may_be_a_tensor():
