@@ -260,9 +260,8 @@ class DDPM(CheckpointedModule):
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Draws the images of a `SampleChunk`; for a batch of data, an image of seed 0 under each of its conditions."""
+        """Draws the images of a `SampleChunk`; for batch i of data, images of seed i under its conditions."""
         if isinstance(batch, SampleChunk):
             return self.sample(batch.num_images, batch.seed, batch.first_index)
         x_0, cond = self.unpack_batch(batch)
-        position = batch_idx * self.trainer.world_size + self.global_rank
-        return self.sample(len(x_0), first_index=position * len(x_0), **cond)
+        return self.sample(len(x_0), seed=batch_idx * self.trainer.world_size + self.global_rank, **cond)

@@ -12,6 +12,7 @@ from lit_ddpm import (
     DiscretizedGaussian,
     EpsParametrization,
     HybridObjective,
+    ImportanceTimesteps,
     KLWeighting,
     LogSNRSchedule,
     Objective,
@@ -264,3 +265,16 @@ def test_last_kl_is_the_kl_of_the_batch():
 def test_x0_mse_weight_of_the_default_objective():
     module = tiny_module()
     assert len(weight_on_x0_mse(module.objective, module.denoiser)) == 19
+
+
+def test_a_fit_starts_anew_and_other_commands_do_not():
+    module = tiny_module(timesteps=ImportanceTimesteps(history=1))
+    fit = {"max_epochs": 1, "limit_val_batches": 1}
+    trainer(**fit).fit(module, digits())
+    losses, moments = module.timesteps._losses.clone(), module.evaluator.state_dict()
+    trainer(limit_val_batches=1).validate(module, digits(), verbose=False)
+    assert torch.equal(module.timesteps._losses, losses)
+    assert module.evaluator.state_dict()["initial_moment"] is moments["initial_moment"]
+    trainer(**fit, limit_train_batches=0).fit(module, digits())
+    assert len(module.timesteps._losses) == 0
+    assert module.evaluator.state_dict() == {"initial_moment": None, "found_moment": None}

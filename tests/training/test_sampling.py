@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import FewDigits, LabelledNetwork, tiny_module, trainer
+from lightning import Callback
 
 from lit_ddpm.cli.trainer import Trainer
 from lit_ddpm.training.sampling import SampleChunk
@@ -48,7 +49,9 @@ def test_chunks_cover_the_images_once():
 def test_predict_of_lightning_draws_images_of_a_seed():
     module = tiny_module()
     module.image_shape = (1, 8, 8)
-    assert torch.equal(torch.cat(trainer().predict(module)), module.sample(64))
+    chunks = trainer().predict(module)
+    assert [len(chunk) for chunk in chunks] == [8] * 8
+    assert torch.equal(torch.cat(chunks), module.sample(64, seed=0))
 
 
 @pytest.mark.parametrize("make_trainer", [trainer, lambda: Trainer(accelerator="cpu", logger=False)])
@@ -58,8 +61,24 @@ def test_predict_with_data_draws_under_its_conditions(make_trainer):
     images = torch.cat(make_trainer().predict(module, datamodule=data))
     labels = data.splits()["test"].labels
     assert images.shape == (50, 1, 8, 8)
-    assert torch.equal(images[:20], module.sample(20, label=labels[:20]))
-    assert torch.equal(images[20:40], module.sample(20, first_index=20, label=labels[20:40]))
+    assert torch.equal(images[:20], module.sample(20, seed=0, label=labels[:20]))
+    assert torch.equal(images[40:], module.sample(10, seed=2, label=labels[40:]))
+
+
+class Keep(Callback):
+    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        torch.save(outputs, f"{trainer.global_rank}_{batch_idx}.pt")
+
+
+def test_each_rank_and_batch_draws_other_images():
+    module = tiny_module()
+    run = trainer(devices=2, strategy="ddp_fork", callbacks=[Keep()])
+    run.predict(module, datamodule=FewDigits(eval_batch_size=10), return_predictions=False)
+    module.image_shape = (1, 8, 8)
+    for rank in (0, 1):
+        for batch, count in enumerate((10, 10, 5)):
+            expected = module.sample(count, seed=2 * batch + rank)
+            torch.testing.assert_close(torch.load(f"{rank}_{batch}.pt"), expected)
 
 
 def test_predict_names_the_weights_of_the_checkpoint(tmp_path):
