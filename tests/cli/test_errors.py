@@ -127,7 +127,7 @@ def test_ema_of_sharded_weights_is_refused(capsys):
     assert "EMA does not work with ModelParallelStrategy, which shards the weights: train without EMA" in line
 
 
-QUICK = [*FIT_DIGITS, "--trainer.callbacks=[]", "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"]
+QUICK = [*FIT_DIGITS, "--trainer.callbacks=[]", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
 
 
 @pytest.mark.parametrize(

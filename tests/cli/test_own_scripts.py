@@ -51,4 +51,4 @@ def test_the_run_of_a_sweep_keeps_its_identifier(monkeypatch):
     config = yaml.safe_load(Path("runs/digits/config.yaml").read_text())
     assert config["trainer"]["logger"]["init_args"]["id"] == "sweep123"
     # With log_model=True both checkpoints are uploaded; the newest version called "best" is best.ckpt.
-    assert read_wandb_artifacts(Path("runs/digits")) == [("last.ckpt", "best"), ("best.ckpt", "best")]
+    assert read_wandb_artifacts(Path("runs/digits")) == [("last.ckpt", True), ("best.ckpt", True)]

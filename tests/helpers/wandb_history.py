@@ -48,8 +48,8 @@ def read_wandb_run(directory: Path) -> tuple[list[dict], dict, dict]:
     return rows, config, summaries
 
 
-def read_wandb_artifacts(directory: Path) -> list[tuple[str, str]]:
-    """The file and the last alias of each version of the uploaded checkpoint, in order."""
+def read_wandb_artifacts(directory: Path) -> list[tuple[str, bool]]:
+    """The file of each version of the uploaded checkpoint, in order, and whether it is called "best"."""
     (path,) = directory.glob("wandb/offline-run-*/*.wandb")
     artifacts = [record.artifact for record in _records(path) if record.WhichOneof("record_type") == "artifact"]
-    return [(json.loads(artifact.metadata)["original_filename"], artifact.aliases[-1]) for artifact in artifacts]
+    return [(json.loads(artifact.metadata)["original_filename"], "best" in artifact.aliases) for artifact in artifacts]
