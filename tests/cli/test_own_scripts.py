@@ -43,7 +43,7 @@ def test_the_run_of_a_sweep_keeps_its_identifier(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
     wandb = ["--config", str(CONFIGS / "logger" / "wandb.yaml"), "--trainer.logger.log_model=true"]
-    quick = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=1"]
+    quick = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=2"]
     done = run_command(*FIT_DIGITS, *SMALL, *wandb, *quick, "--trainer.callbacks=[]")
     assert done.returncode == 0, done.stderr
     (directory,) = Path("runs/digits/wandb").glob("offline-run-*")
