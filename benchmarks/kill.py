@@ -154,5 +154,6 @@ def main(args: Namespace) -> dict[str, Any]:
                 different.append(f"{' '.join(settings)} on {processes} processes, killed after step {steps[-1]}")
     num_equal = len(steps) - len(different)
     print(f"{num_equal} of {len(steps)} killed fits ended bit-equal; killed after steps {sorted(steps)}")
-    print("\n".join(different))
+    for fit_that_differs in different:
+        print(fit_that_differs)
     return {"equal": num_equal, "steps": steps, "different": different}

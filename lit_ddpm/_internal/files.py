@@ -34,14 +34,19 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a file with one in each line; none if there is no file."""
+    """Returns the records of a JSON Lines file, or an empty list if it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes a record in each line, atomically; numbers that are not finite become null."""
+    """Writes a JSON Lines file atomically; numbers that are not finite become null."""
     with atomic_write(path) as partial:
         partial.write_text("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records))
+
+
+def number_of(value: float | None) -> float:
+    """Returns a number of a JSON file, where null stands for one that is not finite."""
+    return math.nan if value is None else value
 
 
 def _finite(content: Any) -> Any:

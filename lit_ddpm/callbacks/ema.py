@@ -42,13 +42,8 @@ class EMA(WeightAveraging):
         self.raw_bound = raw_bound
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averaged and the raw parameters
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._swapped = False  # see `swapped`
+        self.swapped = False  # whether the module holds the average, and the average model the raw weights
         self._raw: SplitBound | None = None
-
-    @property
-    def swapped(self) -> bool:
-        """Whether the module holds the average now, and the average model the raw weights."""
-        return self._swapped
 
     def decay_at(self, num_steps: int) -> float:
         """Returns the decay of the update after `num_steps` optimizer steps."""
@@ -68,7 +63,7 @@ class EMA(WeightAveraging):
         if stage != "fit":
             return
         self._latest_update_step = trainer.global_step  # a new Trainer counts from 0
-        self._pairs, self._buffers, self._swapped, self._raw = None, [], False, None
+        self._pairs, self._buffers, self.swapped, self._raw = None, [], False, None
         self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
         with warnings.catch_warnings():
             # DDPM overrides it to shard, which is refused above.
@@ -97,13 +92,13 @@ class EMA(WeightAveraging):
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
-        self._swapped = not self._swapped
+        self.swapped = not self.swapped
         if isinstance(pl_module, DDPM):
-            pl_module.mark_averaged(self._swapped)
+            pl_module.mark_averaged(self.swapped)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not self._swapped:
+        if trainer.state.fn == "fit" and not self.swapped:
             self._swap_models(pl_module)
 
     @override
@@ -123,7 +118,7 @@ class EMA(WeightAveraging):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._raw is not None and self._swapped and isinstance(pl_module, DDPM):
+        if self._raw is not None and self.swapped and isinstance(pl_module, DDPM):
             self._swap_models(pl_module)
             with trainer.precision_plugin.forward_context():
                 self._raw.update(*pl_module.unpack_batch(batch))
@@ -132,19 +127,19 @@ class EMA(WeightAveraging):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning would swap back here; the average stays for the other callbacks.
-        if self._raw is not None and self._swapped:
+        if self._raw is not None and self.swapped:
             report, _ = self._raw.report(trainer)
             pl_module.log(f"{report.key('val')}_raw", report.terms["total"].value)
         self._raw = None
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and self._swapped:
+        if trainer.state.fn == "fit" and self.swapped:
             self._swap_models(pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._swapped:
+        if not self.swapped:
             self._swap_models(pl_module)
 
     on_fit_end = on_train_end  # Lightning calls only this one if a resumed run is already complete
@@ -155,7 +150,7 @@ class EMA(WeightAveraging):
         if self._average_model is None:
             return
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._swapped:
+        if self.swapped:
             raw, average = checkpoint["state_dict"], checkpoint["current_model_state"]
             checkpoint |= {"state_dict": average, "current_model_state": raw}
         checkpoint["weights"] = {"state_dict": "average", "current_model_state": "raw", "decay": self.decay}

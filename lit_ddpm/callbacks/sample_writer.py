@@ -43,6 +43,7 @@ class SampleWriter(Callback):
         self.directory = directory
         self.num_samples = num_samples
         self.seed = seed
+        self._origin: dict[str, Any] = {}  # of `missing`
 
     def missing(self, module: DDPM) -> list[SampleChunk]:
         """Returns the chunks with an image that is not in the directory, at least one.
@@ -50,9 +51,10 @@ class SampleWriter(Callback):
         Raises:
             ValueError: If the directory contains other files, or images of other weights, another sampler or seed.
         """
+        self._origin = _origin_of(module, self.seed)
         path = self.directory / ORIGIN
         existing = json.loads(path.read_text()) if path.is_file() else None
-        if existing != self._origin(module) and has_files(self.directory):
+        if existing != self._origin and has_files(self.directory):
             raise ValueError(
                 f"{self.directory} is not empty, and its images are not of the same weights, sampler and seed: set "
                 "another directory with --output_dir."
@@ -61,20 +63,10 @@ class SampleWriter(Callback):
         missing = [chunk for chunk in chunks if not all(self._path(index).is_file() for index in chunk.indices)]
         return missing or chunks[:1]
 
-    def _origin(self, module: DDPM) -> dict[str, Any]:
-        """Returns a fingerprint of the weights, sampler, guidance and seed."""
-        return {
-            "weights": fingerprint_of(module.denoiser),
-            "sampler": as_config(module.sampler),
-            "guidance": module.guidance,
-            "seed": self.seed,
-        }
-
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DDPM)
         if trainer.is_global_zero:
-            write_json(self.directory / ORIGIN, self._origin(pl_module))
+            write_json(self.directory / ORIGIN, self._origin)
         trainer.strategy.barrier()
 
     @override
@@ -117,3 +109,13 @@ class SampleWriter(Callback):
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         with Image.open(self._path(index)) as image:
             return np.atleast_3d(np.asarray(image))
+
+
+def _origin_of(module: DDPM, seed: int) -> dict[str, Any]:
+    """Returns a fingerprint of the weights, sampler, guidance and seed."""
+    return {
+        "weights": fingerprint_of(module.denoiser),
+        "sampler": as_config(module.sampler),
+        "guidance": module.guidance,
+        "seed": seed,
+    }

@@ -19,7 +19,7 @@ from typing_extensions import override
 from lit_ddpm.cli.arguments import local_copy, with_base_configs
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
-from lit_ddpm.training.checkpoint import check_checkpoint, init_weights, usable_checkpoint
+from lit_ddpm.training.checkpoint import check_checkpoint, init_weights, load_checkpoint, usable_checkpoint
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig, new_directory
 
@@ -64,10 +64,18 @@ class DDPMCLI(LightningCLI):
         # Defaults, so that a checkpoint alone is enough for a test.
         defaults = {"model": "lit_ddpm.DDPM", "data": "lit_ddpm.data.DigitsDataModule"}
         parser.set_defaults({name: {"class_path": path} for name, path in defaults.items()})
-        help = "fine-tune: fit from those weights of this checkpoint that fit, unless ckpt_path resumes a run"
-        parser.add_argument("--init_from", type=str | None, default=None, help=help)
-        help = "fit into the first new directory of DIR, DIR_2, DIR_3, ..., where DIR is trainer.default_root_dir"
-        parser.add_argument("--number_run", type=bool, default=False, help=help)
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fine-tune: fit from those weights of this checkpoint that fit, unless ckpt_path resumes a run",
+        )
+        parser.add_argument(
+            "--number_run",
+            type=bool,
+            default=False,
+            help="fit into the first new directory of DIR, DIR_2, DIR_3, ..., where DIR is trainer.default_root_dir",
+        )
         parser.add_argument("--extends", type=_ignore, help="in a configuration file: the file that it extends")
 
     @override
@@ -81,15 +89,19 @@ class DDPMCLI(LightningCLI):
             return
         if config.get("weights_only") is None:
             config.weights_only = True
-        if config.ckpt_path and config.ckpt_path not in ("last", "best", "hpc", "registry"):
-            if not config.ckpt_path.startswith("registry:"):
-                path = local_copy(config.ckpt_path)  # checked before anything is built
-                config.ckpt_path = str(usable_checkpoint(path) if command == "fit" else path)
-                check_checkpoint(Path(config.ckpt_path))
+        self._initial_weights: Path | None = None
+        # Files are checked before anything is built.
+        if config.ckpt_path:
+            if config.ckpt_path.partition(":")[0] not in ("last", "best", "hpc", "registry"):
+                path = local_copy(config.ckpt_path)
+                if command == "fit":  # an earlier checkpoint can replace a damaged one
+                    path = usable_checkpoint(path)
+                else:
+                    check_checkpoint(path)
+                config.ckpt_path = str(path)
         elif command == "fit" and config.init_from:
-            path = local_copy(config.init_from)
-            check_checkpoint(path)
-            config.init_from = str(path)
+            self._initial_weights = local_copy(config.init_from)
+            load_checkpoint(self._initial_weights, setting="init_from")
         self._requested_model = config.model.clone()
 
     @override
@@ -114,9 +126,8 @@ class DDPMCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Loads the initial weights of a fine-tuning."""
-        config = self.config["fit"]
-        if config.init_from and not config.ckpt_path:
-            init_weights(self.model, Path(config.init_from))
+        if self._initial_weights is not None:
+            init_weights(self.model, self._initial_weights)
 
     def before_predict(self) -> None:
         """Removes the data, since the command draws the images of a seed."""

@@ -63,22 +63,27 @@ def is_about_input(error: BaseException) -> bool:
         modules = _modules(cause) + modules
         cause = cause.__cause__ or cause.__context__
     packages = [module.split(".")[0] for module in modules]
-    known = {*RAISED_BY, *LIBRARIES, *sys.stdlib_module_names}
-    if not packages or not known.issuperset(packages):
+    files = re.findall(r'File "([^<].*?)", line', str(error))  # of a worker process, whose traceback is in the message
+    packages += map(_package_of, files)
+    if not packages or not {*RAISED_BY, *LIBRARIES, *sys.stdlib_module_names}.issuperset(packages):
         return False
-    if files := re.findall(r'File "(.+?)", line', str(error)):  # the traceback of a worker process, in the message
-        return (
-            isinstance(error, BAD_INPUT) and Path(files[-1]).is_relative_to(PACKAGE) and not any(map(_is_users, files))
-        )
+    if files:
+        return isinstance(error, BAD_INPUT) and packages[-1] == "lit_ddpm"
     if isinstance(error, RuntimeError):
         return modules[-1].startswith(TRAINER_SETTINGS)
     return isinstance(error, (OSError, *RAISED_BY.get(packages[-1], ())))
 
 
-def _is_users(file: str) -> bool:
-    """Returns whether a source file belongs neither to this package nor to Python or an installed one."""
-    places = (PACKAGE, *map(Path, (sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))))
-    return not file.startswith("<") and not any(Path(file).is_relative_to(place) for place in places)
+def _package_of(file: str) -> str:
+    """Returns the top-level package or module of a source file; "" for a file of a user's program."""
+    path = Path(file)
+    if path.is_relative_to(PACKAGE):
+        return PACKAGE.name
+    for name in ("platlib", "purelib", "stdlib"):  # the first two are folders of the third
+        place = sysconfig.get_paths()[name]
+        if path.is_relative_to(place):
+            return path.relative_to(place).parts[0].removesuffix(".py")
+    return ""
 
 
 def _modules(error: BaseException) -> list[str]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from lit_ddpm._internal.files import atomic_write, has_files, read_json_lines, write_json
+from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_json_lines, write_json
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.data.base import ImageDataModule
@@ -136,8 +135,7 @@ class Run:
         for record in read_json_lines(self.files.sample_metrics):
             if record["command"] == "test":  # the last one counts
                 extractor = record["protocol"]["extractor"].split(" ")[0]
-                metrics = {key: math.nan if value is None else value for key, value in record["metrics"].items()}
-                samples = {f"{name}_{extractor}": value for name, value in metrics.items()}
+                samples = {f"{name}_{extractor}": number_of(value) for name, value in record["metrics"].items()}
         with self.files.metrics.open(newline="") as file:
             speeds = [float(row["perf/images_per_s"]) for row in csv.DictReader(file) if row.get("perf/images_per_s")]
         return Result(Report.load(self.files.ledger), samples, statistics.median(speeds) if speeds else None)

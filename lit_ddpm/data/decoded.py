@@ -18,16 +18,12 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm.data.base import Batch, ImageDataModule, Images, ImageTensors, split_rows
-from lit_ddpm.data.image_modes import check_background, check_image, convert_image
+from lit_ddpm.data.image_modes import UnusableImageError, check_background, check_image, convert_image
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The names of splits that a dataset may have."""
 
 DAMAGED = (OSError, SyntaxError, ValueError)  # what Pillow raises for files that are not images
-
-
-class UnusableImageError(ValueError):
-    """An image of a kind that is not used, although it is intact."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +77,14 @@ class DecodedImages(Images):
         try:
             with self.open(self.rows[index]) as file:
                 yield file
-        except UnusableImageError:
-            raise
+        except UnusableImageError as error:
+            raise ValueError(f"{self.name(self.rows[index])} {error}: convert or remove it.") from None
         except DAMAGED as error:
             raise ValueError(f"{self.name(self.rows[index])} is damaged ({error}): remove it.") from None
 
     def _header(self, index: int) -> tuple[tuple[int, int], str | None]:
         with self._opened(index) as file:
-            try:
-                return check_image(file)
-            except ValueError as error:
-                raise UnusableImageError(f"{self.name(self.rows[index])} {error}: convert or remove it.") from None
+            return check_image(file)
 
     @property
     def _progress_settings(self) -> dict[str, bool]:
@@ -169,7 +162,8 @@ class DecodedDataModule(ImageDataModule):
         for images in found.values():
             for row, (size, conversion) in zip(images.rows, images.headers(), strict=True):
                 sizes.setdefault(size, images.name(row))
-                conversions.update([conversion] if conversion is not None else [])
+                if conversion is not None:
+                    conversions[conversion] += 1
         if conversions:
             converted = ", ".join(f"{count:,} {conversion}" for conversion, count in conversions.most_common())
             rank_zero_info(f"Images are converted to 8 bits: {converted}; transparent pixels show {self.background}.")

@@ -22,6 +22,10 @@ ORIENTATION = 0x0112  # the EXIF tag
 SIDEWAYS = (5, 6, 7, 8)  # its values for images that are turned by 90 degrees
 
 
+class UnusableImageError(ValueError):
+    """An image of a kind that is not used, although it is intact; the message follows the name of the image."""
+
+
 def check_background(owner: object, background: str) -> None:
     """Raises a ValueError if a background is not a color of Pillow."""
     try:
@@ -36,12 +40,12 @@ def check_image(image: Image.Image) -> tuple[tuple[int, int], str | None]:
     """Returns the width and height of an upright image, and the name of its conversion or None, from its header.
 
     Raises:
-        ValueError: If it has several frames, or more than 8 bits.
+        UnusableImageError: If it has several frames, or more than 8 bits.
     """
     if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise ValueError(f"has {frames} frames: animated and multi-page files are not used")
+        raise UnusableImageError(f"has {frames} frames: animated and multi-page files are not used")
     if image.mode not in ("L", "RGB", *CONVERTED):
-        raise ValueError(f"has mode {image.mode}: images must have 8 bits for each channel")
+        raise UnusableImageError(f"has mode {image.mode}: images must have 8 bits for each channel")
     width, height = image.size
     # For a PNG, getexif would decode the pixels to reach the end of the file.
     exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}

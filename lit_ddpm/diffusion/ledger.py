@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_ddpm._internal.files import write_json
+from lit_ddpm._internal.files import number_of, write_json
 from lit_ddpm.diffusion.bound import Bound, noise_variance
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
@@ -67,7 +67,7 @@ class Report:
         content = json.loads(path.read_text())
         content["terms"] = {name: _entry(entry) for name, entry in content["terms"].items()}
         content["baseline"] = _entry(content["baseline"]) if content["baseline"] is not None else None
-        content["profile"] = [_number(value) for value in content["profile"]]
+        content["profile"] = [number_of(value) for value in content["profile"]]
         return cls(**content)
 
     def table(self) -> str:
@@ -82,13 +82,8 @@ class Report:
         return "\n".join(lines)
 
 
-def _number(value: float | None) -> float:
-    """Returns a number of a JSON file, where null stands for one that is not finite."""
-    return math.nan if value is None else value
-
-
 def _entry(content: dict[str, float | None]) -> Entry:
-    return Entry(**{name: _number(value) for name, value in content.items()})
+    return Entry(**{name: number_of(value) for name, value in content.items()})
 
 
 def _se(value: float) -> str:

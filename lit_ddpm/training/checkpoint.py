@@ -141,10 +141,9 @@ def init_weights(module: PlainHyperparameters, path: Path) -> None:
     Raises:
         ValueError: If the file is not a checkpoint, or none of its weights fits.
     """
-    step = check_checkpoint(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = load_checkpoint(path, setting="init_from")
     kind = "averaged weights" if "current_model_state" in checkpoint else "weights"
-    rank_zero_info(f"The initial weights are the {kind} of step {step:,} in {path}.")
+    rank_zero_info(f"The initial weights are the {kind} of step {checkpoint.get('global_step', 0):,} in {path}.")
     module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
@@ -182,18 +181,23 @@ def usable_checkpoint(path: Path) -> Path:
 
 
 def check_checkpoint(path: Path) -> int:
-    """Returns the step of a Lightning checkpoint.
+    """Returns the step of a Lightning checkpoint; a ValueError if it cannot be loaded, see `load_checkpoint`."""
+    return int(load_checkpoint(path).get("global_step", 0))
+
+
+def load_checkpoint(path: Path, setting: str = "ckpt_path") -> dict[str, Any]:
+    """Returns the content of a Lightning checkpoint; `setting` is the name of the path in messages.
 
     Raises:
         ValueError: If the file does not exist, is damaged, or does not load with ``weights_only=True``.
     """
     if not path.is_file():
-        raise ValueError(f"ckpt_path = {path} does not exist.")
+        raise ValueError(f"{setting} = {path} does not exist.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = f"is truncated, or not a checkpoint that loads safely ({type(error).__name__})"
-        raise ValueError(f"ckpt_path = {path} {reason}.") from None
+        raise ValueError(f"{setting} = {path} {reason}.") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path = {path} has no state_dict: it is not a Lightning checkpoint.")
-    return int(checkpoint.get("global_step", 0))
+        raise ValueError(f"{setting} = {path} has no state_dict: it is not a Lightning checkpoint.")
+    return checkpoint

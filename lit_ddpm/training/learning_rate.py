@@ -22,10 +22,10 @@ def num_training_steps() -> int:
     Raises:
         ValueError: Outside of the function ``lr_scheduler``, or if the run has no planned end.
     """
-    run_length = _run_length.get()
-    if run_length is None:
+    length = _run_length.get()
+    if length is None:
         raise ValueError("num_training_steps() is known only while a Trainer builds the lr_scheduler of a DDPM.")
-    steps = run_length()
+    steps = length()
     if steps == float("inf"):
         raise ValueError(
             "the length of the learning-rate schedule is unknown, since max_epochs and max_steps of the Trainer are "

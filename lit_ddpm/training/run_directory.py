@@ -144,7 +144,7 @@ class _AppendingWriter(ExperimentWriter):
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Returns the header of a file and its complete rows; nothing if there is no file."""
+    """Returns the header and the complete rows of a CSV file; both are empty if it does not exist."""
     if not path.is_file():
         return [], []
     with path.open(newline="") as file:

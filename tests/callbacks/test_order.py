@@ -1,12 +1,11 @@
 """The order of callbacks does not matter."""
 
-import csv
 import json
 from pathlib import Path
 
 import lightning
 import pytest
-from helpers import digits, small_sample_metrics, tiny_module, trainer
+from helpers import digits, run_files, small_sample_metrics, tiny_module, trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lit_ddpm.callbacks import EMA, ELBOProfile, Performance, SampleGrid
@@ -22,7 +21,7 @@ def ema_of_lightning() -> lightning.Callback:
 
 
 def fit(directory: Path, averaging, order) -> dict[str, bytes]:
-    """Returns the contents of the files of a fit, by name, without times."""
+    """Returns the contents of the files of a fit, see `run_files`."""
     callbacks = [
         averaging(),
         SampleGrid(num_images=8, every_n_epochs=2),
@@ -33,10 +32,7 @@ def fit(directory: Path, averaging, order) -> dict[str, bytes]:
     logger = RunLogger(directory)
     run = trainer(callbacks=[callbacks[i] for i in order], logger=logger, max_epochs=3, limit_val_batches=1)
     run.fit(tiny_module(), digits())
-    files = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*.*")}
-    rows = list(csv.DictReader((directory / "metrics.csv").open()))
-    values = [{key: x for key, x in sorted(row.items()) if x and not key.startswith("perf/")} for row in rows]
-    return files | {"metrics.csv": repr(values).encode(), "hparams.yaml": b""}  # in the order of the callbacks
+    return run_files(directory) | {"hparams.yaml": b""}  # in the order of the callbacks
 
 
 @pytest.mark.parametrize("averaging", [ema, ema_of_lightning])

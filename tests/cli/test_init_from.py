@@ -5,6 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+import yaml
 from helpers import FIT_DIGITS, SMALL, TinyNetwork, digits, error_of, tiny_module, trainer
 
 from lit_ddpm import DDPM, HybridObjective, UNet
@@ -49,7 +50,7 @@ def test_a_fine_tuned_run_resumes_from_its_own_weights(run):
 
 
 def test_bad_files_are_refused_at_the_start(run, capsys):
-    assert "none.ckpt does not exist" in error_of(capsys, [*QUICK, "--init_from", "none.ckpt"])
+    assert "init_from = none.ckpt does not exist" in error_of(capsys, [*QUICK, "--init_from", "none.ckpt"])
     torch.save({"state_dict": {"other": torch.zeros(1)}, "global_step": 3}, "other.ckpt")
     message = error_of(capsys, [*QUICK, "--init_from", "other.ckpt"])
     assert "none of the 1 weights of the checkpoint has a name and shape of the network" in message
@@ -83,6 +84,13 @@ def test_training_without_the_optimizer_of_the_checkpoint_is_warned_about():
     assert not loaded.lost_arguments
     default = tiny_module()
     assert default.unsaved_arguments == ("network",)  # the default optimizer is known
+
+
+def test_a_run_fine_tuned_from_a_url_remembers_it(run):
+    with fsspec.open("memory://models/first.ckpt", "wb") as file:
+        file.write((run / "checkpoints" / "best.ckpt").read_bytes())
+    main([*QUICK, "--init_from", "memory://models/first.ckpt"])
+    assert yaml.safe_load(Path("runs/digits/config.yaml").read_text())["init_from"] == "memory://models/first.ckpt"
 
 
 def test_a_checkpoint_at_a_url_is_tested(run, capsys):

@@ -46,7 +46,7 @@ def test_the_constant_of_the_beta_variance():
     expected = 0.5 * (ratio - 1 - ratio.log())
     torch.testing.assert_close(kl_constant(schedule, t, "beta"), expected, rtol=1e-8, atol=1e-16)
     assert bool((kl_constant(schedule, t, "posterior") == 0).all())
-    assert kl_constant(schedule, 1, "posterior") == kl_constant(schedule, 1, "beta") == 0  # there is no KL
+    assert kl_constant(schedule, 1, "posterior") == kl_constant(schedule, 1, "beta") == 0  # t = 1 has no KL
 
 
 def test_the_table_of_weightings():

@@ -93,6 +93,14 @@ def fit_images(data, **kwargs):
     return run
 
 
+def run_files(directory) -> dict[str, bytes]:
+    """The contents of the files of a run, by name, without times."""
+    files = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*.*")}
+    rows = read_csv(directory / "metrics.csv")
+    values = [{key: x for key, x in row.items() if x and not key.startswith("perf/")} for row in rows]
+    return files | {"metrics.csv": repr(values).encode()}
+
+
 def read_csv(path) -> list[dict[str, str]]:
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))

@@ -1,6 +1,5 @@
 """Every object can be used twice: the second result equals that of fresh objects, bit for bit."""
 
-import csv
 from pathlib import Path
 
 import lightning
@@ -10,6 +9,7 @@ from helpers import (
     FewDigits,
     TinyNetwork,
     image_folder,
+    run_files,
     small_sample_metrics,
     tiny_module,
     trainer,
@@ -99,17 +99,14 @@ def network(channels: int) -> TinyNetwork:
 
 
 def run(directory: Path, model: DDPM, data, *callbacks) -> dict[str, bytes]:
-    """Fits and tests, and returns the contents of the files of the run, by name, without times."""
+    """Fits and tests, and returns the contents of the files of the run, see `run_files`, and the weights."""
     directory.mkdir(parents=True)
     fast = {"limit_train_batches": 3, "limit_val_batches": 1, "limit_test_batches": 1}
     done = trainer(callbacks=list(callbacks), logger=RunLogger(directory), **fast)
     done.fit(model, data)
     done.test(model, data, verbose=False)
-    files = {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*.*")}
-    with (directory / "metrics.csv").open(newline="") as file:
-        rows = [{key: x for key, x in row.items() if x and not key.startswith("perf/")} for row in csv.DictReader(file)]
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    return files | {"metrics.csv": repr(rows).encode(), "weights": weights.numpy().tobytes()}
+    return run_files(directory) | {"weights": weights.numpy().tobytes()}
 
 
 def differences(a: dict[str, bytes], b: dict[str, bytes]) -> list[str]:
