@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lit_ddpm.diffusion.bound import Bound, bits_per_dim, variational_bound
+from lit_ddpm.diffusion.condition import Condition, LowResolution
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
@@ -56,6 +57,7 @@ __all__ = [
     "AncestralSampler",
     "BetaSchedule",
     "Bound",
+    "Condition",
     "CosineSchedule",
     "DDIMSampler",
     "DPMSolverSampler",
@@ -72,6 +74,7 @@ __all__ = [
     "LinearSchedule",
     "LinearWarmup",
     "LogSNRSchedule",
+    "LowResolution",
     "MeanParametrization",
     "MinSNRWeighting",
     "Objective",

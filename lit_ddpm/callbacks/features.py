@@ -33,6 +33,8 @@ class FeatureExtraction:
     def __init__(self, trainer: Trainer, module: DDPM, extractor: nn.Module) -> None:
         if module.image_shape is None:
             raise ValueError("SampleMetrics needs a data module with image_shape = (C, H, W).")
+        if module.standardization is not None:
+            raise ValueError("SampleMetrics needs data of pixel levels: its extractors do not take real values.")
         self.trainer = trainer
         self.module = module
         self.extractor = extractor.to(module.device).eval().requires_grad_(False)

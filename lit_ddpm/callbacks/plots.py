@@ -11,6 +11,7 @@ from lit_ddpm.diffusion.ledger import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BUCKETS = 48
 STYLE: Any = {
@@ -30,22 +31,31 @@ Column = NDArray[np.float64]
 Table = dict[str, Column]
 
 
-def plot(title: str, x: str, y: str, draw: "Callable[[Axes], object]") -> Image.Image:
-    """Returns a plot in the style of the package; `draw` fills its axes. No global state of matplotlib is used."""
+def render(draw: "Callable[[Figure], object]", size: tuple[float, float]) -> Image.Image:
+    """Returns a figure of a `size` in inches that `draw` fills. No global state of matplotlib is used."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        draw(figure)
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def plot(title: str, x: str, y: str, draw: "Callable[[Axes], object]") -> Image.Image:
+    """Returns a plot in the style of the package; `draw` fills its axes."""
+
+    def draw_figure(figure: "Figure") -> None:
         axes = figure.add_subplot()
         axes.set(title=title, xlabel=x, ylabel=y)
         draw(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.draw()
-        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+    return render(draw_figure, (6, 4))
 
 
 def bucket_means(totals: ArrayLike, counts: ArrayLike) -> Column:

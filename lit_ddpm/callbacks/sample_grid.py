@@ -2,10 +2,8 @@
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import make_grid
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
@@ -13,30 +11,32 @@ from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm.callbacks.base import DDPMCallback
 from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.loggers import log_image
-from lit_ddpm.data.pixels import to_uint8
+from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.diffusion.sampler import Sampler, standard_normal
 from lit_ddpm.training.distributed import full_weights
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
-from lit_ddpm.training.sampling import draw, is_fast_dev_run, shortened
+from lit_ddpm.training.sampling import draw, drawing_cond, is_fast_dev_run, shortened
 
-MIN_PIXELS = 32  # smaller images are enlarged to at least this height
 NUM_TIMES = 10  # columns of a trajectory
 
 
 class SampleGrid(DDPMCallback):
     """Draws the same images after validation during a fit, and the trajectories of a few others from noise.
 
-    - ``sample/grid``, in ``samples/step_<step>.png`` of the run directory.
+    - ``sample/grid``, in ``samples/step_<step>.png`` of the run directory. A model of conditions that are images draws
+      under those of held-out images: condition, sample and truth are side by side.
     - ``sample/trajectory``, in ``samples/trajectory_<step>.png``: x_t above x0_hat at ten times, from T on the left.
 
-    TensorBoard and W&B receive both. The weights are averaged if `EMA` is among the callbacks, before or after this
+    Sequences are drawn as curves, and volumes by their middle slices; see `draw_samples`. TensorBoard and W&B receive
+    both. The weights are averaged if `EMA` is among the callbacks, before or after this
     one. The images do not depend on the number of ranks, and the training is the same with and without them.
 
     Args:
         num_images: The number of images.
-        columns: Images in a row; if None, one for each class of a class-conditional network, else 8.
+        columns: Images in a row; if None, one for each class of a class-conditional network, else 8 (12 with
+            conditions and truth).
         num_trajectories: The number of images in the trajectory plot; 0 for none.
         every_n_epochs: Draw in the validation of every n-th epoch, and at the end of training.
         seed: The seed of the images.
@@ -87,6 +87,10 @@ class SampleGrid(DDPMCallback):
         step = self._last_step = trainer.global_step
         sampler = shortened(trainer, self.sampler or module.sampler)
         num_images = min(self.num_images, sampler.chunk_size) if is_fast_dev_run(trainer) else self.num_images
+        shape = module.image_shape or ()
+        if len(shape) - 1 not in DRAWN_DIMS:
+            rank_zero_info(f"SampleGrid draws sequences, images and volumes, not samples of shape {list(shape)}.")
+            return
         chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
         directory = RunDirectory.of_trainer(trainer).samples
         if not trainer.is_global_zero:
@@ -94,25 +98,30 @@ class SampleGrid(DDPMCallback):
         num_steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
         guidance = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
         caption = f"step {step}, {type(sampler).__name__} with {num_steps} steps, seed {self.seed}{guidance}"
-        grid = image_grid(to_uint8(torch.cat(chunks), module.levels), self.columns or module.num_classes or 8)
-        log_image(trainer, "sample/grid", to_pil_image(grid), directory / f"step_{step:07d}.png", caption)
+        samples = torch.cat(chunks)
+        samples = samples if module.standardization is None else module.standardization.apply(samples)
+        truth, cond = (None, {}) if module.held_out is None else module.held_out(0, num_images)
+        columns = self.columns or (12 if "cond" in cond else module.num_classes or 8)
+        picture, note = draw_samples(module, samples, columns, cond.get("cond"), truth)
+        note = f", {note}" if note else ""
+        log_image(trainer, "sample/grid", picture, directory / f"step_{step:07d}.png", caption + note)
         if self.num_trajectories:
             with trainer.precision_plugin.forward_context():
                 images, times = draw_trajectories(module, sampler, self.num_trajectories, self.seed)
-            grid = image_grid(to_uint8(images, module.levels), len(times))
+            picture, _ = draw_samples(module, images, len(times))
             caption += f", x_t above x0_hat at t = {', '.join(map(str, times))}"
             path = directory / f"trajectory_{step:07d}.png"
-            log_image(trainer, "sample/trajectory", to_pil_image(grid), path, caption)
+            log_image(trainer, "sample/trajectory", picture, path, caption)
 
 
 def draw_trajectories(module: DDPM, sampler: Sampler, num_images: int, seed: int) -> tuple[Tensor, list[int]]:
     """Draws images and keeps x_t and x0_hat at up to ten evenly spaced times.
 
-    Returns for each image its x_t and then its x0_hat at those times, ``[num_images * 2 * times, C, H, W]``; and the
+    Returns for each image its x_t and then its x0_hat at those times, ``[num_images * 2 * times, C, ...]``; and the
     times in decreasing order.
     """
     denoiser = module.sampling_denoiser
-    cond = {key: value.to(module.device) for key, value in module.sample_cond(torch.arange(num_images)).items()}
+    cond = {key: value.to(module.device) for key, value in drawing_cond(module, 0, num_images).items()}
     timesteps = sampler.timesteps(denoiser.schedule)[:-1]
     columns = torch.linspace(0, len(timesteps) - 1, min(NUM_TIMES, len(timesteps))).tolist()
     times = [timesteps[round(i)] for i in columns]
@@ -124,12 +133,4 @@ def draw_trajectories(module: DDPM, sampler: Sampler, num_images: int, seed: int
             for t, x_t in sampler.trajectory(denoiser, x_T, generator, **cond)
             if t in times
         ]
-    return torch.stack(pairs).permute(2, 1, 0, 3, 4, 5).flatten(0, 2), times
-
-
-def image_grid(images: Tensor, columns: int) -> Tensor:
-    """Arranges uint8 images ``[N, C, H, W]`` in rows of `columns`: uint8 ``[3, H', W']``."""
-    zoom = max(1, -(-MIN_PIXELS // images.shape[-2]))
-    images = F.interpolate(images.cpu().float(), scale_factor=zoom, mode="nearest").byte()
-    grid: Tensor = make_grid(images, nrow=columns, padding=2, pad_value=128)
-    return grid
+    return torch.stack(pairs).transpose(0, 2).flatten(0, 2), times

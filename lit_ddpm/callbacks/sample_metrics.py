@@ -37,6 +37,7 @@ class MetricsProtocol:
     sampler: str
     num_steps: int  # reverse steps for an image
     guidance: float  # the scale of classifier-free guidance; 1 is none
+    conditions: str  # the source of the conditions that are images
     weights: str  # "averaged" or "raw"
     precision: str  # the Trainer's, in which the images are drawn
     seed: int  # of the generated images, of the KID's subsets and of the IS's splits
@@ -47,11 +48,12 @@ class MetricsProtocol:
     def __str__(self) -> str:
         """Returns the protocol in one line."""
         guidance = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        conditions = f", conditions of the {self.conditions}" if self.conditions != "none" else ""
         return (
             f"extractor {self.extractor}, resize {self.resize}, {self.num_generated:,} generated and {self.num_real:,} "
-            f"real images ({self.real}), {self.sampler} with {self.num_steps} steps{guidance}, {self.weights} weights, "
-            f"precision {self.precision}, seed {self.seed}, KID of {self.kid_subsets} x {self.kid_subset_size:,}, IS "
-            f"splits {self.is_splits}"
+            f"real images ({self.real}), {self.sampler} with {self.num_steps} steps{guidance}{conditions}, "
+            f"{self.weights} weights, precision {self.precision}, seed {self.seed}, KID of {self.kid_subsets} x "
+            f"{self.kid_subset_size:,}, IS splits {self.is_splits}"
         )
 
 
@@ -162,6 +164,7 @@ class SampleMetrics(DDPMCallback):
             sampler=type(sampler).__name__,
             num_steps=len(self._sampler.timesteps(module.denoiser.schedule)) - 1,
             guidance=module.guidance,
+            conditions="none" if module.held_out is None else module.held_out.name,
             weights="averaged" if _uses_average(trainer, module) else "raw",
             precision=str(trainer.precision),
             seed=self.seed,

@@ -6,31 +6,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms.v2.functional import to_pil_image
+from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import as_config
 from lit_ddpm._internal.files import atomic_write, has_files, write_json
-from lit_ddpm.data.pixels import to_uint8
+from lit_ddpm.data.pixels import to_levels, to_uint8
 from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.sampling import SampleChunk
+from lit_ddpm.training.sampling import SampleChunk, drawing_cond
 
 ORIGIN = "samples.json"
 
 
 class SampleWriter(Callback):
-    """Writes the images of a seed that ``predict`` draws: a PNG for each, and all of them as ``samples.npz``.
+    """Writes the images of a seed that ``predict`` draws: a file for each, and all of them as ``samples.npz``.
 
-    The ``.npz`` contains ``arr_0``, uint8 ``[N, H, W, C]``, and for a class-conditional model ``arr_1``, int64 ``[N]``:
-    the layout of common FID tools. ``samples.json`` contains the origin of the images, so that an interrupted command
-    resumes and different origins do not mix.
+    - Images of one or three channels are PNGs, in 16 bits for more than 256 levels, and ``arr_0`` of the ``.npz`` is
+      ``[N, H, W, C]``.
+    - Other samples are ``.npy`` files, and ``arr_0`` is ``[N, C, ...]``: pixel levels, or real values in the units of
+      the data.
+
+    For a class-conditional model ``arr_1`` has the labels, int64 ``[N]``: the layout of common FID tools.
+    ``samples.json`` contains the origin of the images, so that an interrupted command resumes and different origins do
+    not mix.
 
     Args:
         directory: The folder to write to.
@@ -44,6 +48,7 @@ class SampleWriter(Callback):
         self.num_samples = num_samples
         self.seed = seed
         self._origin: dict[str, Any] = {}  # of `missing`
+        self._suffix = ".png"  # likewise
 
     def missing(self, module: DDPM) -> list[SampleChunk]:
         """Returns the chunks with an image that is not in the directory, at least one.
@@ -52,6 +57,7 @@ class SampleWriter(Callback):
             ValueError: If the directory contains other files, or images of other weights, another sampler or seed.
         """
         self._origin = _origin_of(module, self.seed)
+        self._suffix = ".png" if _fits_png(module) else ".npy"
         path = self.directory / ORIGIN
         existing = json.loads(path.read_text()) if path.is_file() else None
         if existing != self._origin and has_files(self.directory):
@@ -80,9 +86,13 @@ class SampleWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, DDPM)
-        for index, image in zip(batch.indices, to_uint8(outputs, pl_module.levels).cpu(), strict=True):
-            with atomic_write(self._path(index)) as partial:
-                to_pil_image(image).save(partial, format="png")
+        values = _file_values(pl_module, outputs.cpu())
+        for index, value in zip(batch.indices, values, strict=True):
+            with atomic_write(self._path(index)) as partial, partial.open("wb") as file:
+                if self._suffix == ".png":
+                    Image.fromarray(value.permute(1, 2, 0).squeeze(-1).numpy()).save(file, format="png")
+                else:
+                    np.save(file, value.numpy())
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,31 +101,50 @@ class SampleWriter(Callback):
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        labels = pl_module.sample_cond(torch.arange(self.num_samples)).get("label")
+        labels = drawing_cond(pl_module, 0, self.num_samples).get("label")
         with atomic_write(self.directory / "samples.npz") as partial, zipfile.ZipFile(partial, "w") as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                shape = (self.num_samples, *self._pixels(0).shape)
-                npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                first = self._read(0)
+                descr, shape = npy.dtype_to_descr(first.dtype), (self.num_samples, *first.shape)
+                npy.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
                 for index in range(self.num_samples):
-                    file.write(self._pixels(index).tobytes())
+                    file.write(self._read(index).tobytes())
             if labels is not None:
                 with archive.open("arr_1.npy", "w") as file:
                     npy.write_array(file, labels.numpy())
         print(f"{self.num_samples:,} samples written to {self.directory}")
 
     def _path(self, index: int) -> Path:
-        return self.directory / f"{index:06d}.png"
+        return self.directory / f"{index:06d}{self._suffix}"
 
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
+    def _read(self, index: int) -> NDArray[Any]:
+        if self._suffix == ".npy":
+            return np.ascontiguousarray(np.load(self._path(index)))
         with Image.open(self._path(index)) as image:
             return np.atleast_3d(np.asarray(image))
 
 
 def _origin_of(module: DDPM, seed: int) -> dict[str, Any]:
-    """Returns a fingerprint of the weights, sampler, guidance and seed."""
+    """Returns a fingerprint of the weights, sampler, guidance, conditions and seed."""
     return {
         "weights": fingerprint_of(module.denoiser),
         "sampler": as_config(module.sampler),
         "guidance": module.guidance,
+        "conditions": None if module.held_out is None else module.held_out.name,
         "seed": seed,
     }
+
+
+def _fits_png(module: DDPM) -> bool:
+    channels, *size = module.image_shape or (0,)
+    allowed = (1, 3) if module.levels <= 256 else (1,)
+    return module.standardization is None and channels in allowed and len(size) == 2
+
+
+def _file_values(module: DDPM, samples: Tensor) -> Tensor:
+    """Returns samples ``[B, C, ...]`` as they are written: uint8 for a PNG, else pixel levels or real values."""
+    if module.standardization is not None:
+        return samples.float()
+    if _fits_png(module) and module.levels <= 256:
+        return to_uint8(samples, module.levels)
+    return to_levels(samples, module.levels)

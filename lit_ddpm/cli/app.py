@@ -2,26 +2,27 @@
 
 import os
 import uuid
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from jsonargparse import Namespace
-from lightning import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 from lit_ddpm.cli.arguments import local_copy, with_base_configs
+from lit_ddpm.cli.checkpoints import default_checkpoints
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
+from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.training.checkpoint import check_checkpoint, init_weights, load_checkpoint, usable_checkpoint
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig, new_directory
+from lit_ddpm.training.sampling import HeldOut
 
 DESCRIPTION = "Trains, evaluates and samples denoising diffusion models. `lit-ddpm compare` compares several."
 
@@ -130,7 +131,11 @@ class DDPMCLI(LightningCLI):
             init_weights(self.model, self._initial_weights)
 
     def before_predict(self) -> None:
-        """Removes the data, since the command draws the images of a seed."""
+        """Removes the data, since the command draws the images of a seed; conditions are those of the test images."""
+        data = self.datamodule
+        if isinstance(self.model, DDPM) and self.model.cond_channels is not None and isinstance(data, HasHeldOut):
+            cast(LightningDataModule, data).setup("predict")
+            self.model.held_out = HeldOut(self.model, data, "test")
         self.datamodule = None
 
     @override
@@ -143,29 +148,13 @@ class DDPMCLI(LightningCLI):
             kwargs["logger"] = [RunLogger(directory), *_configured_loggers(loggers, directory)]
         callbacks = _as_list(config.get("callbacks"))
         if config.get("enable_checkpointing") is not False:
-            callbacks += _default_checkpoints(callbacks, self.model, config)
+            callbacks += default_checkpoints(callbacks, config)
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
 
 def _ignore(value: str) -> None:
     """Ignores the value of ``extends``, which `with_base_configs` resolves before parsing."""
-
-
-def _default_checkpoints(callbacks: list[Callback], model: object, config: Any) -> list[Callback]:
-    """Returns callbacks for ``last.ckpt`` and ``best.ckpt``, except those that the configuration replaces."""
-    configured = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-    checkpoint = partial(ModelCheckpoint, save_on_train_epoch_end=True)
-    defaults: list[Callback] = []
-    if not any(callback.filename == "last" or callback.save_last for callback in configured):
-        defaults.append(checkpoint(filename="last", save_on_exception=True, enable_version_counter=False))
-    validates = config.get("limit_val_batches") != 0
-    if validates and not any(callback.monitor is not None for callback in configured):
-        real_valued = isinstance(model, DDPM) and model.decoder is not None and model.decoder.levels is None
-        monitor = "val/nats_per_dim" if real_valued else "val/bpd"
-        every_n_epochs = config.get("check_val_every_n_epoch") or 1
-        defaults.append(checkpoint(filename="best", monitor=monitor, every_n_epochs=every_n_epochs))
-    return defaults
 
 
 def _complete_wandb_loggers(trainer: Namespace) -> None:

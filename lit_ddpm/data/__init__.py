@@ -1,18 +1,21 @@
 """Data modules."""
 
+from lit_ddpm.data.arrays import ArrayDataModule
 from lit_ddpm.data.base import ImageDataModule, ImageTensors
 from lit_ddpm.data.digits import DigitsDataModule
 from lit_ddpm.data.files import ImageFolderDataModule
 from lit_ddpm.data.huggingface import HuggingFaceDataModule
-from lit_ddpm.data.pixels import to_float, to_uint8
+from lit_ddpm.data.pixels import Standardization, to_float, to_uint8
 from lit_ddpm.data.torchvision import TorchvisionDataModule
 
 __all__ = [
+    "ArrayDataModule",
     "DigitsDataModule",
     "HuggingFaceDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageTensors",
+    "Standardization",
     "TorchvisionDataModule",
     "to_float",
     "to_uint8",

@@ -1,11 +1,12 @@
-"""Image data modules: batches are uint8 until they are on the device, and in [-1, 1] after."""
+"""Data modules: batches are pixel levels or real values until they are on the device, and scaled after."""
 
 import hashlib
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
@@ -17,19 +18,23 @@ from typing_extensions import override
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator, training_seed
 from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
-from lit_ddpm.data.pixels import to_float
+from lit_ddpm.data.pixels import Standardization, to_float
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # images, labels and, if there are any, conditions
 
 
 class Images(Dataset[Batch]):
-    """Images that are read a batch at a time, and their labels, int64 ``[N]``."""
+    """Images that are read a batch at a time, and their labels, int64 ``[N]``; -1 is an image without a label."""
 
     labels: Tensor
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Returns a collated batch: pixel levels, uint8 ``[B, C, H, W]``, and labels, int64 ``[B]``."""
+        """Returns a collated batch: images ``[B, C, H, W]``, labels int64 ``[B]`` and, if there are any, conditions.
+
+        Images are pixel levels, uint8 or uint16, or real values; sequences are ``[B, C, L]`` and volumes
+        ``[B, C, D, H, W]``.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -41,15 +46,14 @@ class Images(Dataset[Batch]):
 
     @override
     def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        return tuple(entry[0] for entry in self.__getitems__([index]))
 
 
 @dataclass(frozen=True)
 class ImageTensors(Images):
     """Images and labels in memory."""
 
-    images: Tensor  # pixel levels, uint8 [N, C, H, W]
+    images: Tensor  # pixel levels, uint8 or uint16, or real values, [N, C, H, W]
     labels: Tensor  # int64 [N]
 
     @override
@@ -63,7 +67,7 @@ class ImageTensors(Images):
 
 
 class ImageDataModule(LightningDataModule):
-    """Splits of an image dataset. A subclass implements `splits` and sets `image_shape`, `levels` and `num_classes`.
+    """Splits of a dataset. A subclass implements `splits` and sets `image_shape`, `levels` and `num_classes`.
 
     The order of the training images and their random flips are a function of (seed, epoch, batch, rank). Evaluation
     reads every image in order, without flips.
@@ -71,16 +75,18 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: Images in a training batch of each rank.
         eval_batch_size: Images in a validation or test batch of each rank.
-        flip: Flip half of the training images horizontally, drawn anew in each epoch; on the device.
+        flip: Flip half of the training images along their last axis, drawn anew in each epoch; on the device.
         num_workers: Worker processes that read images; 0 for images in memory.
 
     Raises:
         ValueError: If a number is too small; in `setup`, if a split is empty or a label out of range.
     """
 
-    image_shape: tuple[int, int, int]  # (C, H, W)
-    levels: int = 256  # the number of pixel levels
+    image_shape: tuple[int, ...]  # (C, H, W); (C, L) for sequences, (C, D, H, W) for volumes
+    levels: int | None = 256  # the number of pixel levels; None for real values
     num_classes: int | None = None  # None without labels
+    cond_shape: tuple[int, ...] | None = None  # of the condition of an image; None without conditions
+    standardization: Standardization | None = None  # of real values
 
     def __init__(
         self, batch_size: int = 128, eval_batch_size: int = 128, flip: bool = False, num_workers: int = 0
@@ -110,14 +116,15 @@ class ImageDataModule(LightningDataModule):
             labels = getattr(images, "labels", None)  # a user's own dataset may read them with the images
             if self.num_classes is not None and labels is not None:
                 least, most = int(labels.min()), int(labels.max())
-                if least < 0 or most >= self.num_classes:
+                if least < -1 or most >= self.num_classes:
                     raise ValueError(
                         f"the {name} split of {type(self).__name__} has labels {least} to {most}; with num_classes = "
-                        f"{self.num_classes} they must be 0 to {self.num_classes - 1}."
+                        f"{self.num_classes} they must be 0 to {self.num_classes - 1}, or -1 without a label."
                     )
         self._splits = splits
         sizes = ", ".join(f"{len(images):,} {name}" for name, images in splits.items())
-        rank_zero_info(f"{type(self).__name__}: {sizes} images of {list(self.image_shape)}, {self.levels} levels.")
+        values = "real values" if self.levels is None else f"{self.levels:,} levels"
+        rank_zero_info(f"{type(self).__name__}: {sizes} images of {list(self.image_shape)}, {values}.")
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -149,41 +156,54 @@ class ImageDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def reference_dataloader(self) -> DataLoader[Batch]:
-        """Returns the training images in order, in [-1, 1] and without flips: the reference of FID.
+        """Returns the training images in order, scaled and without flips: the reference of FID.
 
         Batches are distributed round-robin across ranks.
         """
         images, (replicas, rank) = self._splits["train"], self._replicas()
         batches = list(BatchSampler(range(len(images)), self.eval_batch_size, drop_last=False))
-        settings = self._loader_settings() | {"collate_fn": partial(_collate_in_range, levels=self.levels)}
+        settings = self._loader_settings() | {"collate_fn": self._scale()}
         return DataLoader(images, batch_sampler=batches[rank::replicas], **settings)
+
+    def held_out_dataloader(self, split: Literal["val", "test"]) -> DataLoader[Batch]:
+        """Returns a held-out split in order, scaled, on every rank and without workers: the conditions of samples."""
+        return DataLoader(self._splits[split], batch_size=self.eval_batch_size, collate_fn=self._scale())
 
     def fingerprint(self) -> str:
         """Returns a fingerprint of the training images, for cached statistics."""
         return f"{type(self).__name__} {self._splits['train'].fingerprint()}"
 
     def train_histogram(self) -> Tensor | None:
-        """Returns the counts of each pixel level in the training split: int64 ``[levels, C, H, W]``; None for files."""
+        """Returns the counts of each pixel level in the training split: int64 ``[levels, C, H, W]``.
+
+        None for real values, for more than 256 levels and for images that are not in memory.
+        """
         split = self._splits["train"]
-        if not isinstance(split, ImageTensors):
+        if not isinstance(split, ImageTensors) or self.levels is None or self.levels > 256:
             return None
-        pixels = split.images[0].numel()
+        pixels = math.prod(self.image_shape)
         counts = torch.zeros(self.levels * pixels, dtype=torch.int64)
         for first in range(0, len(split), 1024):
-            images = split.images[first : first + 1024].flatten(1)
+            images = split.__getitems__(range(first, min(first + 1024, len(split))))[0].flatten(1)
             counts += (images.long() * pixels + torch.arange(pixels)).flatten().bincount(minlength=len(counts))
-        return counts.reshape(self.levels, *split.images.shape[1:])
+        return counts.reshape(self.levels, *self.image_shape)
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Maps pixel levels to [-1, 1] on the device, and flips training images."""
-        images, labels = batch
+        """Scales images and conditions on the device, and flips training images together with their conditions.
+
+        Pixel levels are mapped to [-1, 1]. Conditions of an integer type are too, from the range of their type.
+        """
+        batch = self._scale()(batch)
         if self.flip and self.trainer is not None and self.trainer.training:
             position = (self.trainer.current_epoch, self.trainer.fit_loop.batch_idx, self.trainer.global_rank)
             generator = keyed_generator("flip", training_seed(), *position)
-            flipped = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
-        return to_float(images, self.levels), labels
+            flipped = (torch.rand(len(batch[0]), generator=generator) < 0.5).to(batch[0].device)
+            batch = tuple(_flip(entry, flipped) if entry.ndim == batch[0].ndim else entry for entry in batch)
+        return batch
+
+    def _scale(self) -> Callable[[Any], Batch]:
+        return partial(_scaled, levels=self.levels, standardization=self.standardization)
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
@@ -191,6 +211,19 @@ class ImageDataModule(LightningDataModule):
     def _loader_settings(self) -> dict[str, Any]:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         return {**workers, "collate_fn": _already_collated}
+
+
+def rows_of_missing_splits(
+    count: int, existing: Iterable[str], val_size: int | None, test_size: int | None, seed: int
+) -> dict[str, list[int]]:
+    """Splits ``range(count)`` into ``train`` and those of ``val`` and ``test`` that a dataset lacks.
+
+    A size of None is a tenth of the images, at least one. The result is empty if the dataset has both.
+    """
+    share = max(1, count // 10)
+    sizes = {"test": test_size, "val": val_size}
+    missing = {name: share if size is None else size for name, size in sizes.items() if name not in existing}
+    return split_rows(count, missing, seed) if missing else {}
 
 
 def split_rows(count: int, sizes: dict[str, int], seed: int) -> dict[str, list[int]]:
@@ -203,8 +236,18 @@ def split_rows(count: int, sizes: dict[str, int], seed: int) -> dict[str, list[i
     return {name: rows.tolist() for name, rows in zip([*sizes, "train"], parts, strict=True)}
 
 
-def _collate_in_range(batch: Batch, levels: int) -> Batch:
-    return to_float(batch[0], levels), batch[1]
+def _scaled(batch: Batch, levels: int | None, standardization: Standardization | None) -> Batch:
+    images, labels, *conditions = batch
+    if levels is not None:
+        images = to_float(images, levels)
+    elif standardization is not None:
+        images = standardization.apply(images)
+    ranges = {torch.uint8: 256, torch.uint16: 65_536}
+    return images, labels, *(to_float(x, ranges[x.dtype]) if x.dtype in ranges else x for x in conditions)
+
+
+def _flip(images: Tensor, flipped: Tensor) -> Tensor:
+    return torch.where(flipped.reshape(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
 
 
 def _already_collated(batch: Any) -> Batch:

@@ -1,12 +1,26 @@
-"""Conversion between the pixel levels of a dataset and the values of a network."""
+"""Conversion between the values of a dataset and those of a network."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
 def to_float(levels: Tensor, num_levels: int = 256) -> Tensor:
-    """Converts pixel levels ``0..num_levels - 1`` (uint8, any shape) to float32 in [-1, 1]."""
+    """Converts pixel levels ``0..num_levels - 1`` (an integer type, any shape) to float32 in [-1, 1]."""
     return levels.float() * (2 / (num_levels - 1)) - 1
+
+
+def to_levels(images: Tensor, num_levels: int = 256) -> Tensor:
+    """Converts images in [-1, 1] to the nearest pixel level, uint8 or for more than 256 levels uint16; clips.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("images must be finite to be converted to pixel levels; these contain NaN or infinity.")
+    level = ((images.float().clamp(-1, 1) + 1) * ((num_levels - 1) / 2)).round()
+    return level.to(level_dtype(num_levels))
 
 
 def to_uint8(images: Tensor, num_levels: int = 256) -> Tensor:
@@ -18,7 +32,29 @@ def to_uint8(images: Tensor, num_levels: int = 256) -> Tensor:
     Raises:
         ValueError: If a value is NaN or infinite.
     """
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError("images must be finite to be converted to uint8; these contain NaN or infinity.")
-    level = ((images.float().clamp(-1, 1) + 1) * ((num_levels - 1) / 2)).round()
-    return (level * (255 / (num_levels - 1))).round().to(torch.uint8)
+    return (to_levels(images, num_levels).float() * (255 / (num_levels - 1))).round().to(torch.uint8)
+
+
+def level_dtype(num_levels: int) -> torch.dtype:
+    """Returns the integer type of pixel levels: uint8, or uint16 for more than 256."""
+    return torch.uint8 if num_levels <= 256 else torch.uint16
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Real values in units of the standard deviation of their channel, about its mean."""
+
+    mean: Tensor  # float32 [C]
+    std: Tensor  # float32 [C], positive
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Standardizes values ``[B, C, ...]``: float32 of about mean 0 and variance 1."""
+        return (values.float() - self._expanded(self.mean, values)) / self._expanded(self.std, values)
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Returns standardized values ``[B, C, ...]`` to the units of the data."""
+        return values * self._expanded(self.std, values) + self._expanded(self.mean, values)
+
+    @staticmethod
+    def _expanded(values: Tensor, like: Tensor) -> Tensor:
+        return values.to(like.device).reshape(-1, *[1] * (like.ndim - 2))

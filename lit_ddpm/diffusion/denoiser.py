@@ -33,6 +33,20 @@ class ClassConditionalNetwork(Protocol):
     num_classes: int | None
 
 
+@runtime_checkable
+class ConditionalNetwork(Protocol):
+    """A network with the keyword argument ``cond``, ``[B, cond_channels, ...]``."""
+
+    cond_channels: int | None
+
+
+@runtime_checkable
+class SpatialNetwork(Protocol):
+    """A network for a fixed number of dimensions next to the channels: 1 for sequences, 2 for images, 3 for volumes."""
+
+    dims: int
+
+
 class Estimate(NamedTuple):
     """The output of a denoiser for noisy images, ``[B, ...]``."""
 
@@ -97,6 +111,11 @@ class Denoiser(nn.Module):
     def num_classes(self) -> int | None:
         """The number of classes of the network, or None for an unconditional one."""
         return self.network.num_classes if isinstance(self.network, ClassConditionalNetwork) else None
+
+    @property
+    def cond_channels(self) -> int | None:
+        """The channels of the network's condition, or None for a network without one."""
+        return self.network.cond_channels if isinstance(self.network, ConditionalNetwork) else None
 
     def forward(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Tensor:
         """Returns the estimate of x_0 from `x_t` ``[B, ...]`` at `t`, an int or ``[B]``; clipped if `clip` is set."""

@@ -39,6 +39,7 @@ class Report:
     visits: list[int]  # network calls at each t = 1..T
     kl: list[float | None]  # the mean of each KL term over those calls, t = 2..T; None without a call
     x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
+    given: tuple[str, ...] = ()  # the conditions of the model, such as "label": the bound is that of p(x_0 | given)
 
     def key(self, split: str) -> str:
         """Returns the key of the total in the logs."""
@@ -68,6 +69,7 @@ class Report:
         content["terms"] = {name: _entry(entry) for name, entry in content["terms"].items()}
         content["baseline"] = _entry(content["baseline"]) if content["baseline"] is not None else None
         content["profile"] = [number_of(value) for value in content["profile"]]
+        content["given"] = tuple(content.get("given", ()))
         return cls(**content)
 
     def table(self) -> str:
@@ -79,6 +81,8 @@ class Report:
         if self.baseline is not None:
             lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
         lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
+        if self.given:
+            lines.append(f"the bound of a conditional model: x_0 given {' and '.join(self.given)}")
         return "\n".join(lines)
 
 
@@ -138,8 +142,12 @@ class Ledger:
         """Returns `Bound.second_moment` over all images, ``[T - 1]``."""
         return self._sums["second_moment"] / self._sums["count"]
 
-    def report(self) -> Report:
-        """Returns the report over all images; a ValueError if there are none."""
+    def report(self, given: tuple[str, ...] = ()) -> Report:
+        """Returns the report over all images, for a model under the conditions `given`.
+
+        Raises:
+            ValueError: If there are no images.
+        """
         sums, count = self._sums, int(self._sums["count"])
         if count == 0:
             raise ValueError("the ledger has no images: the validation or test split of the data is empty.")
@@ -168,6 +176,7 @@ class Ledger:
             visits=[int(n) for n in sums["visits"]],
             kl=_means(sums["kl"] * scale, sums["visits"][1:]),
             x0_mse=_means(sums["squared_error"], sums["visits"]),
+            given=given,
         )
 
 

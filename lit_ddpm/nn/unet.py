@@ -1,24 +1,30 @@
-"""The U-Net of Ho et al. 2020 (appendix B): a map from an image and a number to an image."""
+"""The U-Net of Ho et al. 2020 (appendix B): a map from a sequence, image or volume and a number to one of its size."""
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import check_at_least, check_one_of
 from lit_ddpm._internal.config import Configurable
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""The convolution for each number of dimensions."""
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class UNet(Configurable, nn.Module):
     """Residual blocks with group norm at several resolutions, self-attention at some of them, and skip connections.
 
-    Any image size works: each level has half the size of the one above, rounded up.
+    Any size works: each level has half the size of the one above, rounded up.
 
     Args:
-        in_channels: Channels of the input image.
+        in_channels: Channels of the input.
         out_channels: Channels of the output; those of the input if None.
         width: Channels at full resolution.
         multipliers: The width of each level as a multiple of `width`; their number is the number of levels.
@@ -26,10 +32,12 @@ class UNet(Configurable, nn.Module):
         attention_levels: The levels with self-attention after each block; level 0 is full resolution.
         head_channels: Channels of an attention head.
         dropout: The dropout probability inside each residual block.
-        num_classes: The number of classes, or None for an unconditional network.
+        num_classes: The number of classes, or None for a network without labels.
         fourier_features: Exponents n of the additional input channels ``sin(2^n pi x)`` and ``cos(2^n pi x)``, which
             resolve neighboring pixel levels (Kingma et al. 2021, appendix C).
         activation_checkpointing: Recompute each block in the backward pass to save memory.
+        dims: The number of dimensions next to the channels: 1 for sequences, 2 for images, 3 for volumes.
+        cond_channels: Channels of the condition, an input of any resolution next to x; None for a network without one.
     """
 
     def __init__(
@@ -45,9 +53,14 @@ class UNet(Configurable, nn.Module):
         num_classes: int | None = None,
         fourier_features: Sequence[int] = (),
         activation_checkpointing: bool = False,
+        dims: int = 2,
+        cond_channels: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(self, 1, in_channels=in_channels, width=width, num_blocks=num_blocks)
+        check_at_least(
+            self, 1, in_channels=in_channels, width=width, num_blocks=num_blocks, cond_channels=cond_channels
+        )
+        check_one_of("UNet", CONVOLUTIONS, dims=dims)
         if not multipliers or min(multipliers) < 1:
             raise ValueError(f"multipliers = {list(multipliers)} of UNet must be one or more numbers of at least 1.")
         if not set(attention_levels) <= set(range(len(multipliers))):
@@ -66,6 +79,8 @@ class UNet(Configurable, nn.Module):
         self.num_classes = num_classes
         self.fourier_features = tuple(fourier_features)
         self.activation_checkpointing = activation_checkpointing
+        self.dims = dims
+        self.cond_channels = cond_channels
 
         widths = [width * multiplier for multiplier in multipliers]
         emb_width = 4 * width
@@ -75,14 +90,16 @@ class UNet(Configurable, nn.Module):
 
         def block(channels: int, new_channels: int, attend: bool) -> UNetBlock:
             num_heads = max(1, new_channels // head_channels) if attend else 0
-            return UNetBlock(channels, new_channels, emb_width, dropout, num_heads)
+            return UNetBlock(channels, new_channels, emb_width, dropout, num_heads, dims)
 
-        self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier_features)), width, 3, padding=1)
+        conv = CONVOLUTIONS[dims]
+        input_channels = in_channels * (1 + 2 * len(self.fourier_features)) + (cond_channels or 0)
+        self.conv_in = conv(input_channels, width, 3, padding=1)
         self.down = nn.ModuleList()
         channels, skips = width, [width]
         for level in range(len(widths)):
             if level > 0:
-                self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+                self.down.append(conv(channels, channels, 3, stride=2, padding=1))
                 skips.append(channels)
             for _ in range(num_blocks):
                 self.down.append(block(channels, widths[level], level in attention_levels))
@@ -95,14 +112,15 @@ class UNet(Configurable, nn.Module):
                 self.up.append(block(channels + skips.pop(), widths[level], level in attention_levels))
                 channels = widths[level]
             if level > 0:
-                self.up.append(Upsample(channels))
+                self.up.append(Upsample(channels, dims))
         self.norm_out = group_norm(channels)
-        self.conv_out = zero_init(nn.Conv2d(channels, self.out_channels, 3, padding=1))
+        self.conv_out = zero_init(conv(channels, self.out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Maps ``[B, in_channels, H, W]`` and a number `t` for each image ``[B]`` to ``[B, out_channels, H, W]``.
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Maps ``[B, in_channels, *size]`` and a number `t` for each sample ``[B]`` to ``[B, out_channels, *size]``.
 
-        A `label` is int64 ``[B]`` in ``0..num_classes``, where `num_classes` means "no label", as None does.
+        A `label` is int64 ``[B]`` in ``0..num_classes``, where `num_classes` means "no label", as None does. The
+        condition `cond` ``[B, cond_channels, ...]`` is resized to the size of x by nearest neighbors.
         """
         emb = self.time_embedding(sinusoidal_embedding(t, self.width).to(x.dtype))
         if self.label_embedding is not None:
@@ -114,20 +132,35 @@ class UNet(Configurable, nn.Module):
         emb = F.silu(emb)
 
         waves = [f(2**n * math.pi * x) for n in self.fourier_features for f in (torch.sin, torch.cos)]
-        h = self.conv_in(torch.cat([x, *waves], dim=1))
+        h = self.conv_in(torch.cat([x, *waves, *self._resized(cond, x)], dim=1))
         skips = [h]
         for layer in self.down:
-            h = layer(h) if isinstance(layer, nn.Conv2d) else self._run(layer, h, emb)
+            h = self._run(layer, h, emb) if isinstance(layer, UNetBlock) else layer(h)
             skips.append(h)
         for layer in self.middle:
             h = self._run(layer, h, emb)
         for layer in self.up:
             if isinstance(layer, Upsample):
-                h = layer(h, size=skips[-1].shape[-2:])
+                h = layer(h, size=skips[-1].shape[2:])
             else:
                 h = self._run(layer, torch.cat([h, skips.pop()], dim=1), emb)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return out
+
+    def _resized(self, cond: Tensor | None, x: Tensor) -> list[Tensor]:
+        """Returns the condition in the size of x, or an empty list for a network without one."""
+        if self.cond_channels is None:
+            if cond is not None:
+                raise ValueError("this UNet does not take a condition: its cond_channels is None.")
+            return []
+        if cond is None or cond.ndim != x.ndim or cond.shape[1] != self.cond_channels:
+            needed = [len(x), self.cond_channels, *x.shape[2:]]
+            raise ValueError(
+                f"cond is {None if cond is None else list(cond.shape)}: a UNet with cond_channels = "
+                f"{self.cond_channels} needs {needed}, or another resolution of it."
+            )
+        same = cond.shape[2:] == x.shape[2:]
+        return [cond.to(x.dtype) if same else F.interpolate(cond.to(x.dtype), list(x.shape[2:]), mode="nearest")]
 
     def _run(self, layer: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         checkpointed = self.activation_checkpointing and self.training
@@ -138,47 +171,50 @@ class UNet(Configurable, nn.Module):
 class UNetBlock(nn.Module):
     """A residual block with an embedding added between its convolutions, and self-attention if `num_heads` > 0."""
 
-    def __init__(self, in_channels: int, out_channels: int, emb_width: int, dropout: float, num_heads: int = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, emb_width: int, dropout: float, num_heads: int = 0, dims: int = 2
+    ) -> None:
         super().__init__()
+        conv = CONVOLUTIONS[dims]
         self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
         self.project_emb = nn.Linear(emb_width, out_channels)
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.attention = SelfAttention(out_channels, num_heads) if num_heads else nn.Identity()
+        self.conv2 = zero_init(conv(out_channels, out_channels, 3, padding=1))
+        self.shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = SelfAttention(out_channels, num_heads, dims) if num_heads else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Maps ``[B, in_channels, H, W]`` and an embedding ``[B, emb_width]`` to ``[B, out_channels, H, W]``."""
+        """Maps ``[B, in_channels, *size]`` and an embedding ``[B, emb_width]`` to ``[B, out_channels, *size]``."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.project_emb(emb)[:, :, None, None]
+        h = h + self.project_emb(emb)[(..., *[None] * (x.ndim - 2))]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         out: Tensor = self.attention(self.shortcut(x) + h)
         return out
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over the pixels of an image."""
+    """Residual self-attention over all positions."""
 
-    def __init__(self, channels: int, num_heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int, dims: int = 2) -> None:
         super().__init__()
         if channels % num_heads:
             raise ValueError(f"{channels} channels are not divisible by {num_heads} attention heads of UNet.")
         self.num_heads = num_heads
         self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.project = zero_init(nn.Conv2d(channels, channels, 1))
+        self.qkv = CONVOLUTIONS[dims](channels, 3 * channels, 1)
+        self.project = zero_init(CONVOLUTIONS[dims](channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[B, C, H, W]`` to the same shape."""
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
+        """Maps ``[B, C, *size]`` to the same shape."""
+        batch, channels, *size = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, math.prod(size))
         q, k, v = qkv.transpose(3, 4).unbind(1)
         if x.is_cuda or not torch.is_grad_enabled():
             # Fused kernels need the channels of a head to be contiguous; with gradients they are not faster on a CPU.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, *size)
         out: Tensor = x + self.project(h)
         return out
 
@@ -186,12 +222,12 @@ class SelfAttention(nn.Module):
 class Upsample(nn.Module):
     """Resizes to a given size by nearest neighbors, then applies a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = CONVOLUTIONS[dims](channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Maps ``[B, C, h, w]`` to ``[B, C, *size]``."""
+        """Maps ``[B, C, ...]`` to ``[B, C, *size]``."""
         out: Tensor = self.conv(F.interpolate(x, size=list(size), mode="nearest"))
         return out
 
@@ -212,7 +248,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
 
 
-def zero_init(module: nn.Conv2d) -> nn.Conv2d:
+def zero_init(module: Module) -> Module:
     """Sets every parameter of `module` to zero, so that its branch starts as the zero function."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lit_ddpm.data.pixels import Standardization
 from lit_ddpm.training.hparams import PlainHyperparameters
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class CheckpointedModule(PlainHyperparameters):
         checkpoint[STATE_KEY] = {
             "image_shape": None if module.image_shape is None else list(module.image_shape),
             "data_levels": module.data_levels,
+            "standardization": None if module.standardization is None else vars(module.standardization),
             "timesteps": module.timesteps.state_dict(),
             "evaluator": module.evaluator.state_dict(),
             "unsaved_arguments": list(module.unsaved_arguments),
@@ -68,6 +70,9 @@ class CheckpointedModule(PlainHyperparameters):
             if state["image_shape"] is not None:
                 module.image_shape = tuple(state["image_shape"])
             module.data_levels = state["data_levels"]
+            values = state["standardization"]
+            module.standardization = None if values is None else Standardization(**values)
+            module.data_defaults.adapt_clipping(module)
             if state["timesteps"]:
                 module.timesteps.load_state_dict(state["timesteps"])
             module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)

@@ -79,13 +79,15 @@ class SplitBound:
         self._moment = second_moment
         self._ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
         self._num_seen = 0
+        self._given: tuple[str, ...] = ()
 
     def update(self, x_0: Tensor, cond: dict[str, Any]) -> None:
-        """Adds the images of a batch, ``[B, C, H, W]``, with the keyword arguments of the network."""
+        """Adds the images of a batch, ``[B, C, ...]``, with the keyword arguments of the network."""
         # Distributed samplers deal images to ranks in turn and repeat the first ones to make the shares equal. The
         # index of an image follows from its place in that order; an index past the end is a repetition.
         index = self._rank + self._world_size * (self._num_seen + torch.arange(len(x_0)))
         self._num_seen += len(x_0)
+        self._given = tuple(cond)
         if self.num_images is not None and bool((index >= self.num_images).any()):
             keep = index < self.num_images
             cond = {k: v[keep] if isinstance(v, Tensor) and len(v) == len(keep) else v for k, v in cond.items()}
@@ -102,7 +104,7 @@ class SplitBound:
         if self._world_size > 1:
             strategy = trainer.strategy
             self._ledger.reduce(lambda sums: strategy.reduce(sums.to(strategy.root_device), reduce_op="sum"))
-        return self._ledger.report(), self._ledger.second_moment()
+        return self._ledger.report(self._given), self._ledger.second_moment()
 
 
 class BoundEvaluator:

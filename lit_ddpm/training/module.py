@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_ddpm._internal.random import reseed, training_seed
-from lit_ddpm.data.protocols import DataInfo
-from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian
+from lit_ddpm.data.pixels import Standardization
+from lit_ddpm.data.protocols import DataInfo, HasHeldOut
+from lit_ddpm.diffusion.condition import Condition
+from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Variance
 from lit_ddpm.diffusion.guidance import GuidedDenoiser, LabelDropout
 from lit_ddpm.diffusion.objective import Objective, PredictionMSE, training_loss
@@ -27,8 +29,8 @@ from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl
 from lit_ddpm.training.feedback import ImportanceFeedback
 from lit_ddpm.training.hparams import EXECUTION_ONLY
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
-from lit_ddpm.training.sampling import SampleChunk, as_labels, chunk_loader
-from lit_ddpm.training.setup import SpeedHint, check_data
+from lit_ddpm.training.sampling import HeldOut, SampleChunk, as_conditions, as_labels, chunk_loader, drawing_cond
+from lit_ddpm.training.setup import DataDefaults, SpeedHint, check_data
 
 
 class DDPM(CheckpointedModule):
@@ -46,8 +48,11 @@ class DDPM(CheckpointedModule):
         timesteps: The distribution of t in a training batch.
         decoder: The likelihood at t = 1; if None, a `DiscretizedGaussian` with the data module's ``levels``, or 256.
         sampler: The sampler.
+        condition: Computes the condition of a network with ``cond_channels`` from the images, such as `LowResolution`;
+            None if the batches contain it.
         variance: The variance of ``p_theta``; ``"learned"`` needs a network with twice the output channels.
-        clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; set it to False for data of another range.
+        clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; if None, for pixel levels and not for real
+            values.
         label_dropout: The probability of dropping a training label; classifier-free guidance needs it.
         guidance: The scale of classifier-free guidance in sampling, see `GuidedDenoiser`; 1 is without guidance.
         num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
@@ -68,8 +73,9 @@ class DDPM(CheckpointedModule):
         timesteps: TimestepSampler | None = None,
         decoder: Decoder | None = None,
         sampler: Sampler | None = None,
+        condition: Condition | None = None,
         variance: Variance = "posterior",
-        clip: bool = True,
+        clip: bool | None = None,
         label_dropout: float = 0.0,
         guidance: float = 1.0,
         num_val_timesteps: int | None = 32,
@@ -83,8 +89,9 @@ class DDPM(CheckpointedModule):
         self.save_hyperparameters(ignore=EXECUTION_ONLY)
         network = network if network is not None else UNet()
         self.denoiser = Denoiser(
-            network, schedule or LinearSchedule(), parametrization or EpsParametrization(), variance, clip
+            network, schedule or LinearSchedule(), parametrization or EpsParametrization(), variance, clip is not False
         )
+        self.condition = condition
         self.decoder = decoder
         self.objective = objective or PredictionMSE()
         self.timesteps = timesteps or UniformTimesteps()
@@ -94,16 +101,19 @@ class DDPM(CheckpointedModule):
         self.sampler.timesteps(self.denoiser.schedule)  # refuses more steps than T
         _ = self.sampling_denoiser  # refuses guidance of an unconditional network
         if channels_last:
-            network.to(memory_format=torch.channels_last)
+            volumes = any(weight.ndim == 5 for weight in network.parameters())
+            network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
         if compile:
             network.compile()
 
         self.image_shape: tuple[int, ...] | None = None  # (C, H, W); None until the module has seen data
         self.data_levels: int | None = None  # None for real values, or until the module has seen data
+        self.standardization: Standardization | None = None  # of real values
+        self.held_out: HeldOut | None = None  # the images whose conditions generated images get
         self.last_kl: KLMetrics | None = None  # of the last training batch
         self.evaluator = BoundEvaluator(num_val_timesteps)  # `last_report` is that of the last validation or test
         self.gradient_guard = GradientGuard(max_skipped_steps)  # `skipped_steps` counts those of the fit
-        self._inferred_decoder: Decoder | None = None  # `decoder`, if it was not an argument
+        self.data_defaults = DataDefaults(clip)
         self._label_dropout = LabelDropout(label_dropout, self.num_classes)
         self._make_optimizer = OptimizerFactory(optimizer, lr_scheduler)
         self._importance_feedback = ImportanceFeedback(self.timesteps)
@@ -121,17 +131,28 @@ class DDPM(CheckpointedModule):
         """Splits a batch into images ``[B, C, H, W]`` in [-1, 1] and keyword arguments of the network.
 
         By default a batch is a tensor, or a tuple or list that starts with one. A network with ``num_classes`` gets the
-        second entry as ``label``; further entries are ignored.
+        second entry as ``label``, where -1 means "no label". A network with ``cond_channels`` gets as ``cond`` what
+        `condition` computes, or without one the last entry. Other entries are ignored.
         """
-        if not isinstance(batch, tuple | list):
-            return batch, {}
-        return batch[0], {} if self.num_classes is None else {"label": batch[1]}
+        entries = batch if isinstance(batch, tuple | list) else (batch,)
+        x_0, cond = entries[0], {}
+        if self.num_classes is not None and len(entries) > 1:
+            cond["label"] = entries[1].where(entries[1] >= 0, self.num_classes)
+        if self.condition is not None:
+            cond["cond"] = self.condition(x_0)
+        elif self.cond_channels is not None and len(entries) > 1:
+            cond["cond"] = entries[-1]
+        return x_0, cond
 
-    def sample_cond(self, index: Tensor) -> dict[str, Any]:
+    def sample_cond(self, index: Tensor, held_out: dict[str, Any] | None = None) -> dict[str, Any]:
         """Returns keyword arguments of the network for generated images, by their indices, int64 ``[B]``.
 
-        By default image i of a class-conditional network is of class ``i % num_classes``.
+        By default image i of a class-conditional network is of class ``i % num_classes``. A network with
+        ``cond_channels`` draws under the conditions of held-out images, `held_out`: what `unpack_batch` returns for
+        image ``i % N`` of the N images of the validation split, and in ``test`` and ``predict`` of the test split.
         """
+        if held_out is not None:
+            return held_out
         return {} if self.num_classes is None else {"label": index % self.num_classes}
 
     # --- what users call
@@ -139,14 +160,16 @@ class DDPM(CheckpointedModule):
     def sample(
         self, num_images: int, seed: int = 0, first_index: int = 0, sampler: Sampler | None = None, **cond: Any
     ) -> Tensor:
-        """Draws images `first_index` and following of `seed`, ``[num_images, C, H, W]`` in about [-1, 1].
+        """Draws images `first_index` and following of `seed`, ``[num_images, C, H, W]``.
 
-        Image i of a seed is always the same. The weights are those of the module: the average, if it was loaded from a
-        checkpoint written with `EMA`. `sampler` replaces the module's own, and `cond` the result of `sample_cond`;
-        a ``label`` is an integer for all images, or an integer for each.
+        Pixel levels are in about [-1, 1], and real values in the units of the data. Image i of a seed is always the
+        same. The weights are those of the module: the average, if it was loaded from a checkpoint written with `EMA`.
+        `sampler` replaces the module's own, and `cond` the result of `sample_cond`: a ``label`` is an integer for all
+        images, or an integer for each; a ``cond`` is ``[num_images, C', ...]``, or ``[1, C', ...]`` for all.
 
         Raises:
-            ValueError: If the module has not seen data and so has no image shape, or a label is out of range.
+            ValueError: If the module has not seen data and so has no image shape, a label is out of range, or a
+                condition is missing.
         """
         if self.image_shape is None:
             raise ValueError(
@@ -155,9 +178,12 @@ class DDPM(CheckpointedModule):
         cond = self.sample_cond(torch.arange(first_index, first_index + num_images)) | cond
         if "label" in cond and self.num_classes is not None:
             cond["label"] = as_labels(cond["label"], num_images, self.num_classes)
+        if self.cond_channels is not None:
+            cond["cond"] = as_conditions(cond.get("cond"), num_images, self.cond_channels)
         cond = {key: x.to(self.device) if isinstance(x, Tensor) else x for key, x in cond.items()}
         shape = (num_images, *self.image_shape)
-        return (sampler or self.sampler)(self.sampling_denoiser, shape, seed, first_index, **cond)
+        images = (sampler or self.sampler)(self.sampling_denoiser, shape, seed, first_index, **cond)
+        return images if self.standardization is None else self.standardization.undo(images)
 
     @property
     def objective(self) -> Objective:
@@ -170,8 +196,13 @@ class DDPM(CheckpointedModule):
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes of the network, or None for an unconditional one."""
+        """The number of classes of the network, or None for one without labels."""
         return self.denoiser.num_classes
+
+    @property
+    def cond_channels(self) -> int | None:
+        """The channels of the network's condition, or None for a network without one."""
+        return self.denoiser.cond_channels
 
     @property
     def sampling_denoiser(self) -> Denoiser:
@@ -187,15 +218,15 @@ class DDPM(CheckpointedModule):
 
     @override
     def setup(self, stage: str) -> None:
-        data = DataInfo.of(getattr(self.trainer, "datamodule", None))
+        datamodule = getattr(self.trainer, "datamodule", None)
+        data = DataInfo.of(datamodule)
         self.image_shape = data.image_shape or self.image_shape
+        if self.cond_channels is not None and isinstance(datamodule, HasHeldOut):
+            self.held_out = HeldOut(self, datamodule, "val" if stage in ("fit", "validate") else "test")
         if stage == "predict":
             return
-        if self.decoder is self._inferred_decoder:  # for each dataset anew
-            self.decoder = self._inferred_decoder = DiscretizedGaussian(data.levels or self.levels)
-        assert self.decoder is not None
-        self.data_levels = self.decoder.levels
-        check_data(data, self.denoiser, self.decoder)
+        self.data_defaults.adapt(self, data)
+        check_data(data, self)
         if stage == "fit":  # a checkpoint is loaded later
             self.timesteps.reset()
             self.evaluator.reset()
@@ -262,6 +293,7 @@ class DDPM(CheckpointedModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Draws the images of a `SampleChunk`; for batch i of data, images of seed i under its conditions."""
         if isinstance(batch, SampleChunk):
-            return self.sample(batch.num_images, batch.seed, batch.first_index)
+            cond = drawing_cond(self, batch.first_index, batch.num_images)
+            return self.sample(batch.num_images, batch.seed, batch.first_index, **cond)
         x_0, cond = self.unpack_batch(batch)
         return self.sample(len(x_0), seed=batch_idx * self.trainer.world_size + self.global_rank, **cond)

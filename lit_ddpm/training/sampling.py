@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from lightning import Trainer
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.training.distributed import gather_results, interleave
 
@@ -62,6 +63,56 @@ def as_labels(label: Any, num_images: int, num_classes: int) -> Tensor:
     return labels.long().expand(num_images)
 
 
+def as_conditions(cond: Tensor | None, num_images: int, channels: int) -> Tensor:
+    """Returns a condition for each image, ``[num_images, channels, ...]``, from as many or a single one for all.
+
+    Raises:
+        ValueError: If it is missing or has another shape.
+    """
+    shape = None if cond is None else list(cond.shape)
+    if cond is None or len(cond) not in (1, num_images) or cond.shape[1:2] != (channels,):
+        raise ValueError(
+            f"cond is {shape or 'missing'}: a network with cond_channels = {channels} draws {num_images} images under "
+            f"conditions [{num_images}, {channels}, ...], or [1, {channels}, ...] for all of them."
+        )
+    return cond.expand(num_images, *[-1] * (cond.ndim - 1))
+
+
+class HeldOut:
+    """The images of a held-out split with their conditions, by index and the same on every rank.
+
+    They are read when they are needed, and kept. Indices past the end of the split start over.
+    """
+
+    def __init__(self, module: "DDPM", data: HasHeldOut, split: Literal["val", "test"]) -> None:
+        self.name = f"{split} split of {type(data).__name__}"
+        self._batches = (module.unpack_batch(batch) for batch in data.held_out_dataloader(split))
+        self._x_0 = torch.empty(0)
+        self._cond: dict[str, Tensor] = {}
+
+    def __call__(self, first_index: int, num_images: int) -> tuple[Tensor, dict[str, Any]]:
+        """Returns x_0 ``[num_images, C, ...]`` as the network sees it, and its keyword arguments, on the CPU."""
+        for x_0, cond in self._batches:
+            self._x_0 = torch.cat([self._x_0, x_0])
+            self._cond = {key: torch.cat([self._cond.get(key, x[:0]), x]) for key, x in cond.items()}
+            if len(self._x_0) >= first_index + num_images:
+                break
+        rows = torch.arange(first_index, first_index + num_images) % len(self._x_0)
+        return self._x_0[rows], {key: x[rows] for key, x in self._cond.items()}
+
+    def __deepcopy__(self, memo: object) -> "HeldOut":
+        """Returns the object itself: a copy of a module, such as an average, draws under the same conditions."""
+        return self
+
+
+def drawing_cond(module: "DDPM", first_index: int, num_images: int) -> dict[str, Any]:
+    """Returns the network's keyword arguments for generated images, with those of held-out images if it needs them."""
+    index = torch.arange(first_index, first_index + num_images)
+    if module.held_out is None:
+        return module.sample_cond(index)
+    return module.sample_cond(index, module.held_out(first_index, num_images)[1])
+
+
 def progress(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:
     """Iterates with a progress bar on rank 0, if the Trainer shows one."""
     hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
@@ -101,7 +152,9 @@ def draw(
         results = []
         for start in progress(trainer, chunk_starts, description):
             with trainer.precision_plugin.forward_context():
-                images = module.sample(min(sampler.chunk_size, num_images - start), seed, start, sampler=sampler)
+                count = min(sampler.chunk_size, num_images - start)
+                cond = drawing_cond(module, start, count)
+                images = module.sample(count, seed, start, sampler=sampler, **cond)
             results.append(transform(images))
         return results
 

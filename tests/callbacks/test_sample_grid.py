@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_ddpm import AncestralSampler, UNet
 from lit_ddpm.callbacks import EMA, SampleGrid
-from lit_ddpm.callbacks.sample_grid import draw_trajectories, image_grid
+from lit_ddpm.callbacks.pictures import image_grid
+from lit_ddpm.callbacks.sample_grid import draw_trajectories
 
 
 def test_the_grid_is_drawn_every_n_epochs_and_at_the_end():

@@ -70,6 +70,7 @@ def test_every_result_has_its_protocol(caplog):
         "sampler": "AncestralSampler",
         "num_steps": 5,
         "guidance": 1.0,
+        "conditions": "none",
         "weights": "averaged",
         "precision": "32-true",
         "seed": 4,

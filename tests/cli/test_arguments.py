@@ -66,8 +66,3 @@ def test_checkpoints_of_the_user_replace_them():
     assert set(best) == {"last", "fid"}
     assert checkpoints("--trainer.enable_checkpointing=false", "--trainer.callbacks=[]") == {}
     assert set(checkpoints("--trainer.limit_val_batches=0")) == {"last"}
-
-
-def test_real_valued_data_is_monitored_in_nats():
-    added = checkpoints("--model.decoder=GaussianDecoder")
-    assert added["best"].monitor == "val/nats_per_dim"

@@ -22,10 +22,50 @@ def call(network, x, **kwargs):
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (7, 5), (1, 3), (32, 16)])
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 2, 2)])
-def test_any_size_works(size, multipliers):
+def test_any_image_size_works(size, multipliers):
     levels = [len(multipliers) - 1]
     network = small(in_channels=3, multipliers=multipliers, attention_levels=levels)
     assert call(network, torch.randn(2, 3, *size)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("size", [(33,), (1,), (7, 5), (6, 5, 4), (1, 2, 3)])
+def test_sequences_images_and_volumes(size):
+    network = randomised(small(dims=len(size), in_channels=2, attention_levels=[0, 1], fourier_features=[2])).eval()
+    x = torch.randn(2, 2, *size)
+    expected = call(network, x)
+    assert expected.shape == x.shape
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_flat_volume_is_an_image(dims):
+    """With one entry along an axis, each kernel acts by its middle slice: the network of one dimension less."""
+    settings = {"in_channels": 2, "attention_levels": [0, 1], "fourier_features": [2]}
+    high, low = randomised(small(dims=dims, **settings)).eval(), small(dims=dims - 1, **settings).eval()
+    middle = {k: v[:, :, v.shape[2] // 2] if v.ndim == dims + 2 else v for k, v in high.state_dict().items()}
+    low.load_state_dict(middle)
+    x = torch.randn(2, 2, *[7, 5][: dims - 1])
+    torch.testing.assert_close(call(high, x[:, :, None])[:, :, 0], call(low, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_condition_of_any_resolution(dims):
+    network = randomised(small(dims=dims, cond_channels=3)).eval()
+    x, cond = torch.randn(2, 1, *[8] * dims), torch.randn(2, 3, *[4] * dims)
+    out = call(network, x, cond=cond)
+    assert not torch.equal(out, call(network, x, cond=cond + 1))
+    large = cond
+    for axis in range(2, 2 + dims):
+        large = large.repeat_interleave(2, axis)
+    torch.testing.assert_close(call(network, x, cond=large), out)
+
+
+def test_a_condition_must_fit():
+    x = torch.randn(2, 1, 8, 8)
+    for cond, found in ((None, "None"), (torch.randn(2, 1, 4, 4), r"\[2, 1, 4, 4\]"), (torch.zeros(2, 3), r"\[2, 3\]")):
+        with pytest.raises(ValueError, match=rf"cond is {found}: a UNet with cond_channels = 3 needs \[2, 3, 8, 8\]"):
+            call(small(cond_channels=3), x, cond=cond)
+    with pytest.raises(ValueError, match="does not take a condition: its cond_channels is None"):
+        call(small(), x, cond=x)
 
 
 def test_output_channels_may_differ():
@@ -91,12 +131,15 @@ def test_channels_last_gives_the_same():
     torch.testing.assert_close(call(network, x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_compiles_as_one_graph():
-    network = randomised(small(num_classes=3, attention_levels=[1], fourier_features=[3])).eval()
-    x, t, label = torch.randn(2, 1, 8, 8), torch.tensor([3, 9]), torch.tensor([0, 2])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_it_compiles_as_one_graph(dims):
+    settings = {"num_classes": 3, "attention_levels": [1], "fourier_features": [3], "cond_channels": 1}
+    network = randomised(small(dims=dims, **settings)).eval()
+    x, t, label = torch.randn(2, 1, *[8] * dims), torch.tensor([3, 9]), torch.tensor([0, 2])
+    cond = torch.randn(2, 1, *[4] * dims)
     # The eager backend traces the same graph as any other; fullgraph raises if the trace breaks.
     compiled = torch.compile(network, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x, t, label), network(x, t, label))
+    torch.testing.assert_close(compiled(x, t, label, cond), network(x, t, label, cond))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +149,8 @@ def test_it_compiles_as_one_graph():
         ({"multipliers": []}, r"multipliers = \[\]"),
         ({"attention_levels": [2]}, r"attention_levels = \[2\].*0\.\.1"),
         ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"dims": 4}, "dims = 4 of UNet must be one of 1, 2, 3"),
+        ({"cond_channels": 0}, "cond_channels = 0"),
         ({"head_channels": 12, "width": 20}, "40 channels are not divisible by 3 attention heads"),
     ],
 )

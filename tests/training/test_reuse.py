@@ -32,6 +32,7 @@ from lit_ddpm import callbacks as callbacks_package
 from lit_ddpm import data as data_package
 from lit_ddpm.callbacks import EMA, DDPMCallback, SampleGrid, SampleMetrics, SampleWriter
 from lit_ddpm.data import (
+    ArrayDataModule,
     HuggingFaceDataModule,
     ImageDataModule,
     ImageFolderDataModule,
@@ -49,6 +50,9 @@ MAKE = {
     ImportanceTimesteps: lambda: ImportanceTimesteps(history=1),
     X0MSE: lambda: X0MSE(MinSNRWeighting()),
     ImageFolderDataModule: image_folder,
+    ArrayDataModule: lambda: ArrayDataModule(
+        torch.arange(60 * 64, dtype=torch.uint8).reshape(60, 1, 8, 8), val_size=10, batch_size=16
+    ),
     TorchvisionDataModule: lambda: TorchvisionDataModule("MNIST", "mnist", val_size=10, batch_size=16),
 }
 SLOTS = {

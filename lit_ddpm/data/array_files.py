@@ -1,0 +1,107 @@
+"""Arrays from files, memory-mapped where the format allows it."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_ddpm.data.decoded import SPLITS
+
+Array = str | Path | Tensor | NDArray[Any]
+"""A tensor, an array of numpy, or a path such as ``data.npy`` or ``data.npz:images``."""
+
+Arrays = Array | Mapping[str, Array]
+"""An array for all splits, or one for each by name."""
+
+SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
+
+
+def read_array(source: Array, setting: str) -> Tensor:
+    """Returns an array as a tensor on the CPU; `setting` is its name in messages.
+
+    For a file with several arrays, the name of one follows the path after a colon. Files are memory-mapped, except
+    ``.npz``.
+
+    Raises:
+        ValueError: If the file is missing, damaged or of another format, or does not have the array.
+    """
+    if isinstance(source, str | Path):
+        path, name = _path_and_name(str(source))
+        arrays = _read(path, setting)
+        if name not in arrays and (name is not None or len(arrays) > 1):
+            names = ", ".join(map(str, arrays))
+            raise ValueError(
+                f"{setting} = {source} must name one of the arrays of the file, as in {path}:NAME: {names}."
+            )
+        source = arrays[name] if name in arrays else next(iter(arrays.values()))
+    if isinstance(source, Tensor):
+        return source.detach().cpu()
+    array = np.asarray(source)
+    try:
+        return torch.from_numpy(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+    except TypeError:
+        raise ValueError(f"{setting} is an array of {array.dtype}: it must be of numbers.") from None
+
+
+def read_splits(source: Arrays, setting: str) -> dict[str, Tensor]:
+    """Returns the array of each split, ``train`` at least; see `read_array`."""
+    if not isinstance(source, Mapping):
+        return {"train": read_array(source, setting)}
+    unknown = [name for name in source if name not in SPLITS]
+    if unknown or "train" not in source:
+        raise ValueError(
+            f"{setting} has the splits {', '.join(source)}: they must be train, and val and test or neither."
+        )
+    return {SPLITS[name]: read_array(array, f"{setting}.{name}") for name, array in source.items()}
+
+
+def identity(source: Arrays) -> str:
+    """Returns a string that changes with the content: of files the name, size and time, of arrays the values."""
+    if isinstance(source, Mapping):
+        return " ".join(f"{name} {identity(array)}" for name, array in source.items())
+    if isinstance(source, str | Path):
+        stat = _path_and_name(str(source))[0].stat()
+        return f"{source} {stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(read_array(source, "data").contiguous().numpy().tobytes()).hexdigest()
+
+
+def _path_and_name(source: str) -> tuple[Path, str | None]:
+    for suffix in SUFFIXES:
+        stem, colon, name = source.partition(f"{suffix}:")
+        if colon:
+            return Path(stem + suffix), name
+    return Path(source), None
+
+
+def _read(path: Path, setting: str) -> dict[str | None, Any]:
+    """Returns the arrays of a file by name; the only one of a file without names is called None."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{setting} = {path} must be a file of the format {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise ValueError(f"{setting} = {path} does not exist.")
+    try:
+        content = _load(path)
+    except Exception as error:  # of many kinds, from three libraries
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{setting} = {path} is damaged, or does not load safely ({reason}).") from None
+    arrays = dict(content) if isinstance(content, Mapping) else {None: content}
+    if not arrays or not all(isinstance(array, Tensor | np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{setting} = {path} must contain an array, or a dict of arrays by name.")
+    return arrays
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="c")  # copy-on-write: torch does not accept read-only memory
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    if path.suffix == ".pt":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return load_file(path)
