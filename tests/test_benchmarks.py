@@ -8,6 +8,7 @@ import torch
 from helpers import ROOT, set_up
 from torch import nn
 
+from benchmarks import streaming
 from benchmarks.__main__ import FILES
 from benchmarks.common import report
 from benchmarks.kernels import Convolutions, kind_of
@@ -70,6 +71,18 @@ def test_convolutions_are_those_of_the_network(precision, monkeypatch):
 )
 def test_operators_are_grouped_by_kind(name, kind):
     assert kind_of(name) == kind
+
+
+def test_streaming_in_miniature(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "STEPS", 4)
+    for number in range(10):
+        (tmp_path / f"class_{number}").mkdir()
+    streaming.write_images(tmp_path, 0, 400)
+    assert len(list(tmp_path.rglob("*.jpg"))) == 400
+    figures = streaming.measure(tmp_path)
+    assert len(figures["memory"]) == len(streaming.SHARES) + 1
+    assert min(figures["memory"]) > 100
+    assert streaming.resumes_exactly(tmp_path)
 
 
 REAL = ROOT.parent / "shared" / "data" / "mnist"

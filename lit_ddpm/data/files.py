@@ -1,33 +1,45 @@
 """Images in a folder, of any size and number."""
 
 import hashlib
+import os
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from typing_extensions import override
 
-from lit_ddpm.data.decoded import SPLITS, DecodedDataModule, DecodedImages
+from lit_ddpm.data.decoded import SPLITS, DecodedDataModule
+from lit_ddpm.data.decoded_images import DecodedImages
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class ImageFiles(DecodedImages):
-    """Image files; a row is a path. The fingerprint contains names, sizes and modification times."""
+    """Image files; a row is a path as bytes. The fingerprint contains names, sizes and modification times."""
 
     @override
-    def open(self, row: Path) -> Image.Image:
-        return Image.open(row)
+    def open(self, row: bytes) -> Image.Image:
+        return Image.open(os.fsdecode(row))
 
     @override
-    def name(self, row: Path) -> str:
-        return str(row)
+    def name(self, row: bytes) -> str:
+        return str(Path(os.fsdecode(row)))
+
+    @override
+    def content(self, row: bytes) -> bytes:
+        return Path(os.fsdecode(row)).read_bytes()
 
     @override
     def fingerprint(self) -> str:
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.rows]
-        return hashlib.sha256(repr((stats, self.image_size, self.channels, self.background)).encode()).hexdigest()
+        digest = hashlib.sha256(repr(self.decoding).encode())
+        for row in self.rows:
+            stat = os.stat(row)
+            digest.update(repr((os.path.basename(row), stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.hexdigest()
 
 
 class ImageFolderDataModule(DecodedDataModule):
@@ -53,21 +65,25 @@ class ImageFolderDataModule(DecodedDataModule):
     def find(self) -> dict[str, ImageFiles]:
         if not self.root.is_dir():
             raise ValueError(f"root = {self.root} of ImageFolderDataModule is not a folder.")
-        found: dict[str, list[tuple[Path, str]]] = {}
+        found: dict[str, list[tuple[str, str]]] = {}
         for split, folder in self._split_folders().items():
-            found[split] = [(path, _class_of(path, folder)) for path in _images_in(folder)]
+            found[split] = list(_images_in(folder))
             if not found[split]:
                 raise ValueError(f"root = {folder} of ImageFolderDataModule has no images ({', '.join(EXTENSIONS)}).")
         images = [image for split in found.values() for image in split]
         self.classes = sorted({name for _, name in images})
         if "" in self.classes and len(self.classes) > 1:
-            stray = next(path for path, name in images if not name)
+            stray = next(Path(path) for path, name in images if not name)
             raise ValueError(f"{stray} is next to the folder {self.classes[1]}, which is a class: move one of them.")
         self.num_classes = len(self.classes) if "" not in self.classes else None
-        settings = (self.image_size, self.channels, self.background)
+        labels = {name: label for label, name in enumerate(self.classes)}
         return {
-            split: ImageFiles([p for p, _ in rows], torch.tensor([self.classes.index(n) for _, n in rows]), *settings)
-            for split, rows in found.items()
+            split: ImageFiles(
+                np.array([os.fsencode(path) for path, _ in images]),
+                torch.tensor([labels[name] for _, name in images]),
+                self.decoding,
+            )
+            for split, images in found.items()
         }
 
     def _split_folders(self) -> dict[str, Path]:
@@ -93,11 +109,12 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _images_in(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return sorted(path for path in found if not any(map(_is_hidden, path.relative_to(folder).parts)))
-
-
-def _class_of(path: Path, folder: Path) -> str:
-    parts = path.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else ""
+def _images_in(folder: str | Path, class_name: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the path of each image in a folder with the name of the direct subfolder that it is in, by path."""
+    with os.scandir(folder) as entries:
+        shown = sorted((entry for entry in entries if not _is_hidden(entry.name)), key=attrgetter("name"))
+    for entry in shown:
+        if entry.is_dir():
+            yield from _images_in(entry.path, class_name or entry.name)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():
+            yield entry.path, class_name

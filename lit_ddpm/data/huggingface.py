@@ -1,37 +1,51 @@
 """Datasets of Hugging Face ``datasets``, from disk or from the Hub."""
 
+import hashlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm.data.decoded import SPLITS, DecodedDataModule, DecodedImages
+from lit_ddpm.data.decoded import SPLITS, DecodedDataModule
+from lit_ddpm.data.decoded_images import DecodedImages
 
 
 @dataclass(frozen=True)
 class DatasetRows(DecodedImages):
     """Rows of a dataset by number. The fingerprint contains that of the dataset."""
 
-    dataset: Any
-    column: str
+    dataset: Any  # with the encoded images only
+    split: str
 
     @override
     def open(self, row: int) -> Image.Image:
-        image: Image.Image = self.dataset[row][self.column]
-        return image.copy()
+        encoded, path = self._encoded_or_path(row)
+        return Image.open(path if encoded is None else BytesIO(encoded))
 
     @override
     def name(self, row: int) -> str:
-        return f"row {row} of the dataset"
+        return f"row {row} of {self.split}"
+
+    @override
+    def content(self, row: int) -> bytes:
+        encoded, path = self._encoded_or_path(row)
+        return Path(path).read_bytes() if encoded is None else encoded
 
     @override
     def fingerprint(self) -> str:
-        return (
-            f"{self.dataset._fingerprint} {hash(tuple(self.rows))} {self.image_size} {self.channels} {self.background}"
-        )
+        return f"{self.dataset._fingerprint} {hashlib.sha256(self.rows.tobytes()).hexdigest()} {self.decoding}"
+
+    def _encoded_or_path(self, row: int) -> tuple[bytes | None, str]:
+        (cell,) = self.dataset[int(row)].values()
+        if cell is None or cell["bytes"] is cell["path"] is None:
+            raise ValueError("it has no image")
+        return cell["bytes"], cell["path"]
 
 
 class HuggingFaceDataModule(DecodedDataModule):
@@ -45,7 +59,8 @@ class HuggingFaceDataModule(DecodedDataModule):
         split: The split that training, validation and test images are chosen from. If None, the splits ``train``,
             ``validation`` and ``test`` are used as they are, and a missing one is chosen from ``train``.
         image_column: The column of the images.
-        label_column: The column of class labels, or None for images without labels.
+        label_column: The column of class labels, or None for images without labels. A row may have the label None or
+            -1, and a split other than ``train`` may lack the column: these images have the label -1.
         **settings: See `DecodedDataModule`.
     """
 
@@ -87,21 +102,48 @@ class HuggingFaceDataModule(DecodedDataModule):
                 f"path = {self.path} is neither a dataset directory nor a dataset on the Hub ({reason})."
             ) from None
         found = self._splits_of(loaded) if isinstance(loaded, dict) else {"train": loaded}
-        for setting, column in (("image_column", self.image_column), ("label_column", self.label_column)):
-            for rows in found.values():
-                if column is not None and column not in rows.column_names:
-                    columns = ", ".join(rows.column_names)
-                    raise ValueError(f"{setting} = {column!r} is not a column of {self.path}: it has {columns}.")
-        labels = {split: torch.zeros(len(rows), dtype=torch.int64) for split, rows in found.items()}
-        if self.label_column is not None:
-            labels = {split: torch.tensor(rows[self.label_column][:]) for split, rows in found.items()}
-            names = getattr(found["train"].features[self.label_column], "names", None)
-            self.num_classes = len(names) if names else int(torch.cat(list(labels.values())).max()) + 1
-        settings = (self.image_size, self.channels, self.background)
+        found = {split: rows.with_format(None) for split, rows in found.items()}
+        for split, rows in found.items():
+            self._check_column(rows, "image_column", self.image_column)
+            if not isinstance(rows.features[self.image_column], datasets.Image):
+                raise ValueError(
+                    f"image_column = {self.image_column!r} of {self.path} has no images in {split}, but "
+                    f"{rows.features[self.image_column]}."
+                )
+        labels = self._labels(found)
         return {
-            split: DatasetRows(range(len(rows)), labels[split], *settings, rows, self.image_column)
+            split: DatasetRows(
+                np.arange(len(rows)),
+                labels[split],
+                self.decoding,
+                rows.select_columns(self.image_column).cast_column(self.image_column, datasets.Image(decode=False)),
+                split,
+            )
             for split, rows in found.items()
         }
+
+    def _labels(self, found: dict[str, Any]) -> dict[str, Tensor]:
+        """Returns the labels of each split, -1 for images without one, and sets `num_classes`."""
+        if self.label_column is None:
+            return {split: torch.zeros(len(rows), dtype=torch.int64) for split, rows in found.items()}
+        self._check_column(found["train"], "label_column", self.label_column)
+        labels = {}
+        for split, rows in found.items():
+            column = rows[self.label_column][:] if self.label_column in rows.column_names else [None] * len(rows)
+            values = np.array([-1 if label is None else label for label in column])
+            if values.dtype.kind not in "iub":
+                raise ValueError(f"label_column = {self.label_column!r} of {self.path} must have integers in {split}.")
+            labels[split] = torch.from_numpy(values.astype(np.int64))
+        if not bool((labels["train"] >= 0).any()):
+            raise ValueError(f"label_column = {self.label_column!r} of {self.path} has no label in train.")
+        names = getattr(found["train"].features[self.label_column], "names", None)
+        self.num_classes = len(names) if names else int(torch.cat(list(labels.values())).max()) + 1
+        return labels
+
+    def _check_column(self, rows: Any, setting: str, column: str) -> None:
+        if column not in rows.column_names:
+            columns = ", ".join(rows.column_names)
+            raise ValueError(f"{setting} = {column!r} is not a column of {self.path}: it has {columns}.")
 
     def _splits_of(self, loaded: dict[str, Any]) -> dict[str, Any]:
         """Returns the dataset of each split; the chosen one as ``train``."""

@@ -1,10 +1,13 @@
 """Image folders."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import error_of, fit_images, image_folder, set_up, write_image_folder
+from PIL import Image
 
 from lit_ddpm.data import ImageTensors
 
@@ -102,3 +105,39 @@ def test_hidden_files_are_skipped():
         Path(hidden).parent.mkdir(exist_ok=True)
         Path(hidden).write_bytes(b"\0\5\26\7")
     assert set_up(image_folder()).classes == ["class_0", "class_1"]
+
+
+def test_images_are_in_the_order_of_their_paths():
+    """Paths are compared folder by folder: the folder ``a`` precedes the file ``a-1.png`` although "-" precedes "/"."""
+    names = ["a/b.png", "a-1/x.JPG", "a-1/y/z.png", "a/b/10.png", "a/b/9.tif", "a/b-c/1.png", "B/é.png", "a/b.d/1.png"]
+    for name in names:
+        Path("images", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(Path("images", name))
+    data = image_folder(val_size=1, test_size=1)
+    images = data.find()["train"]
+    assert [images.name(row) for row in images.rows] == [str(path) for path in sorted(Path("images", n) for n in names)]
+    assert [data.classes[label] for label in images.labels] == ["B", "a", "a", "a", "a", "a", "a-1", "a-1"]
+
+
+def test_rows_of_files_share_memory_between_processes():
+    write_image_folder("images")
+    rows = image_folder().find()["train"].rows
+    assert rows.dtype == np.dtype("S22")
+    assert rows[0] == b"images/class_0/000.png"
+
+
+def test_a_change_of_a_file_changes_the_fingerprint():
+    write_image_folder("images")
+    fingerprints = {image_folder(in_memory=False).splits()["train"].fingerprint() for _ in range(2)}
+    for path in Path("images").rglob("*.png"):
+        os.utime(path, ns=(1, 1))
+    fingerprints.add(image_folder(in_memory=False).splits()["train"].fingerprint())
+    fingerprints.add(image_folder(in_memory=False, background="black").splits()["train"].fingerprint())
+    assert len(fingerprints) == 3
+
+
+def test_folders_behind_symbolic_links_are_read():
+    write_image_folder("elsewhere", classes=0, count=6)
+    write_image_folder("images/own", classes=0, count=6)
+    Path("images/linked").symlink_to(Path("elsewhere").absolute(), target_is_directory=True)
+    assert set_up(image_folder()).classes == ["linked", "own"]
