@@ -1,4 +1,4 @@
-"""The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test`` and ``predict``, and ``compare``."""
+"""The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test``, ``predict``, and ``compare``, ``configs``."""
 
 import logging
 import signal
@@ -8,9 +8,24 @@ from collections.abc import Sequence
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import lit_ddpm
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.arguments import with_run_config
+from lit_ddpm.cli.configs import run_configs
 from lit_ddpm.cli.errors import sentence_of, stop
+
+HELP = """usage: lit-ddpm COMMAND [options]
+
+Trains, measures, samples and compares denoising diffusion models.
+
+  fit        trains a model                       lit-ddpm fit --config digits
+  test       measures the exact bound and FID     lit-ddpm test --ckpt_path runs/digits/checkpoints/best.ckpt
+  validate   estimates the bound                  lit-ddpm validate --ckpt_path runs/digits/checkpoints/best.ckpt
+  predict    draws samples into files             lit-ddpm predict --ckpt_path runs/digits/checkpoints/best.ckpt
+  compare    trains objectives on equal terms     lit-ddpm compare --config digits --objectives kl,x0_mse
+  configs    lists the shipped configurations     lit-ddpm configs digits > mine.yaml
+
+`lit-ddpm COMMAND --help` lists the options of a command; `lit-ddpm --version` prints the version."""
 
 IRRELEVANT_WARNINGS = (
     ".*args parameter is intended to run from within Python.*",
@@ -31,13 +46,21 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     try:
-        arguments = list(sys.argv[1:] if args is None else args)
-        if arguments[:1] == ["compare"]:
+        command, *options = (sys.argv[1:] if args is None else args) or ["--help"]
+        if command in ("--help", "-h"):
+            print(HELP)
+        elif command == "--version":
+            print(f"lit-ddpm {lit_ddpm.__version__}")
+        elif command == "configs":
+            run_configs(options)
+        elif command == "compare":
             from lit_ddpm.compare.command import run_compare  # other commands start without it
 
-            run_compare(arguments[1:])
+            run_compare(options)
+        elif not command.startswith("-") and command not in DDPMCLI.subcommands():
+            stop(f"{command!r} is not a command: it must be {', '.join(DDPMCLI.subcommands())}, compare or configs.")
         else:
-            DDPMCLI(with_run_config(arguments))
+            DDPMCLI(with_run_config([command, *options]))
     except SIGTERMException:
         print("lit-ddpm: terminated; resume with --ckpt_path.", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)  # Lightning would end with 0, as if the work were done

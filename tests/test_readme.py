@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def test_the_two_commands_are_the_first_block():
     first = re.search(r"```bash\n(.*?)```", README, re.DOTALL)[1].splitlines()
-    assert first[0].startswith("pip install -e . && lit-ddpm fit --config configs/digits.yaml && lit-ddpm test")
+    assert first[0].startswith("pip install -e . && lit-ddpm fit --config digits && lit-ddpm test")
     assert first[1] == 'pip install -e ".[test]" && pytest'
 
 

@@ -10,8 +10,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from lit_ddpm.callbacks.plots import PALETTE, render
-from lit_ddpm.data.pixels import to_uint8
-from lit_ddpm.training.module import DDPM
+from lit_ddpm.data.pixels import Standardization, to_uint8
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,22 +22,30 @@ PANEL = (1.5, 1.1)  # inches of a curve
 
 
 def draw_samples(
-    module: DDPM, samples: Tensor, columns: int, cond: Tensor | None = None, truth: Tensor | None = None
+    samples: Tensor,
+    columns: int,
+    levels: int = 256,
+    standardization: Standardization | None = None,
+    cond: Tensor | None = None,
+    truth: Tensor | None = None,
+    cond_in_units: bool = True,
 ) -> tuple[Image.Image, str]:
     """Draws sequences, images or volumes ``[N, C, ...]`` in rows of `columns`.
 
     With `cond` and `truth`, each sample is next to its condition and the image that the condition belongs to. All
-    values are those of the network: pixel levels in [-1, 1], and standardized real values.
+    values are those of the network: pixel levels in [-1, 1], and standardized real values; conditions may have others
+    (``cond_in_units=False``).
 
     Returns:
         The picture, and a description for a caption of what it shows, such as ``"middle slices"``; it may be empty.
     """
     channels, dims, notes = samples.shape[1], samples.ndim - 2, []
-    kinds = [_displayed(module, samples)]
+    kinds = [_displayed(samples, standardization)]
     if cond is not None and truth is not None:
         notes.append("condition, sample and truth side by side")
         resized = F.interpolate(cond, list(samples.shape[2:]), mode="nearest")
-        kinds = [_displayed(module, resized, is_cond=True), kinds[0], _displayed(module, truth)]
+        shown_cond = _displayed(resized, standardization) if cond_in_units else _normalized(resized)
+        kinds = [shown_cond, kinds[0], _displayed(truth, standardization)]
         columns = 3 * max(1, columns // 3)
     shown = 1 if channels == 2 and dims > 1 else min(channels, 3)  # a picture has one channel or three colors
     if shown < channels:
@@ -49,20 +56,23 @@ def draw_samples(
     if dims == 3:
         notes.append("middle slices")
         cells = cells[:, :, :, cells.shape[3] // 2]
-    if module.standardization is not None:
+    if standardization is not None:
         notes.append(f"black to white from -{STDS} to {STDS} standard deviations")
-    return to_pil_image(image_grid(to_uint8(cells.flatten(0, 1), module.levels), columns)), ", ".join(notes)
+    return to_pil_image(image_grid(to_uint8(cells.flatten(0, 1), levels), columns)), ", ".join(notes)
 
 
-def _displayed(module: DDPM, values: Tensor, is_cond: bool = False) -> Tensor:
+def _displayed(values: Tensor, standardization: Standardization | None) -> Tensor:
     """Returns the values of curves in the units of the data, and those of images in [-1, 1]."""
     values = values.float().cpu()
-    foreign = is_cond and module.condition is None  # of an array of its own, with its own units
-    if values.ndim == 3:
-        return values if foreign or module.standardization is None else module.standardization.undo(values)
-    if foreign:
-        return values / max(1.0, float(values.abs().max()))
-    return values if module.standardization is None else values / STDS
+    if standardization is None:
+        return values
+    return standardization.undo(values) if values.ndim == 3 else values / STDS
+
+
+def _normalized(values: Tensor) -> Tensor:
+    """Returns the values of curves as they are, and those of images divided by the largest if it exceeds 1."""
+    values = values.float().cpu()
+    return values if values.ndim == 3 else values / max(1.0, float(values.abs().max()))
 
 
 def _first_channels(values: Tensor, count: int) -> Tensor:

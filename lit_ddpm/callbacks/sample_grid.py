@@ -102,13 +102,15 @@ class SampleGrid(DDPMCallback):
         samples = samples if module.standardization is None else module.standardization.apply(samples)
         truth, cond = (None, {}) if module.held_out is None else module.held_out(0, num_images)
         columns = self.columns or (12 if "cond" in cond else module.num_classes or 8)
-        picture, note = draw_samples(module, samples, columns, cond.get("cond"), truth)
+        scale = (module.levels, module.standardization)
+        in_units = module.condition is not None
+        picture, note = draw_samples(samples, columns, *scale, cond.get("cond"), truth, in_units)
         note = f", {note}" if note else ""
         log_image(trainer, "sample/grid", picture, directory / f"step_{step:07d}.png", caption + note)
         if self.num_trajectories:
             with trainer.precision_plugin.forward_context():
                 images, times = draw_trajectories(module, sampler, self.num_trajectories, self.seed)
-            picture, _ = draw_samples(module, images, len(times))
+            picture, _ = draw_samples(images, len(times), *scale)
             caption += f", x_t above x0_hat at t = {', '.join(map(str, times))}"
             path = directory / f"trajectory_{step:07d}.png"
             log_image(trainer, "sample/trajectory", picture, path, caption)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
-from lit_ddpm.cli.arguments import local_copy, with_base_configs
+from lit_ddpm.cli.arguments import local_copy, with_config_files
 from lit_ddpm.cli.checkpoints import default_checkpoints
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
@@ -49,7 +49,7 @@ class DDPMCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=None if args is None else with_base_configs(args),
+            args=None if args is None else with_config_files(args),
             run=run,
         )
 
@@ -154,7 +154,7 @@ class DDPMCLI(LightningCLI):
 
 
 def _ignore(value: str) -> None:
-    """Ignores the value of ``extends``, which `with_base_configs` resolves before parsing."""
+    """Ignores the value of ``extends``, which `with_config_files` resolves before parsing."""
 
 
 def _complete_wandb_loggers(trainer: Namespace) -> None:

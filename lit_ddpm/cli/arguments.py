@@ -1,4 +1,4 @@
-"""Arguments that a command adds by itself: the configuration of a run, and the configurations that a file extends."""
+"""Arguments that a command adds by itself: the configuration of a run, and the files of configurations."""
 
 import atexit
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import yaml
 
+from lit_ddpm.cli.configs import find_config
 from lit_ddpm.training.run_directory import RunDirectory
 
 
@@ -40,15 +41,19 @@ def local_copy(path: str) -> Path:
     return local
 
 
-def with_base_configs(args: Sequence[str]) -> list[str]:
-    """Inserts before each configuration file the files that it extends."""
+def with_config_files(args: Sequence[str]) -> list[str]:
+    """Replaces the name of each configuration by its file, and inserts the files that it extends before it."""
     expanded: list[str] = []
-    for position, arg in enumerate(args):
-        flag, _, value = arg.partition("=")
-        if flag in ("--config", "-c"):
-            path = Path(value or "".join(args[position + 1 : position + 2]))
-            expanded += [f"--config={base}" for base in _bases_of(path)]
-        expanded.append(arg)
+    remaining = iter(args)
+    for arg in remaining:
+        flag, joined, value = arg.partition("=")
+        if flag not in ("--config", "-c"):
+            expanded.append(arg)
+        elif joined or (value := next(remaining, "")):
+            path = find_config(value)
+            expanded += [f"--config={file}" for file in (*_bases_of(path), path)]
+        else:
+            expanded.append(arg)  # the parser reports the missing value
     return expanded
 
 
@@ -62,8 +67,7 @@ def _bases_of(path: Path, children: tuple[Path, ...] = ()) -> list[Path]:
     if name is None:
         return []
     base = path.parent / str(name)
-    if not base.is_file():
-        raise ValueError(f"extends = {name} of {path}: {base} does not exist.")
+    base = base if base.is_file() else find_config(str(name), f"extends of {path}")
     if base in children:
         raise ValueError(f"extends = {name} of {path}: the files extend one another in a cycle.")
     return [*_bases_of(base, (*children, base)), base]

@@ -14,6 +14,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+import lit_ddpm
+from lit_ddpm import callbacks, data, metrics
+
 # Exceptions for bad input, by the package that raises them. Others are faults of a program and keep their traceback: a
 # TypeError in lit_ddpm, or a RuntimeError except where Lightning's Trainer reads its settings.
 BAD_INPUT = (ValueError, FloatingPointError, OSError, ImportError, MisconfigurationException)
@@ -125,7 +128,7 @@ def one_sentence(message: str) -> str:
     For an unknown option of a class, the options of the class are listed.
     """
     setting: list[tuple[int, str]] = []
-    class_path = ""
+    class_path = base = ""
     best: tuple[int, str, str, str] = (-1, message, "", "")
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
@@ -136,14 +139,28 @@ def one_sentence(message: str) -> str:
         elif given := re.match(r"Problem with given class_path '(.+)'", text):
             class_path = given[1]
             continue
+        elif types := re.match(r"Subtypes: \[(?:list\[)?(?:<class ')?([\w.]+)", text):
+            base = types[1]
         if text and not text.startswith(NOISE) and depth > best[0]:
             best = (depth, text, ".".join(name for _, name in setting), class_path)
     _, reason, name, owner = best
+    if value := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
+        return _unknown_class(name, value[1], base)
     unknown = re.search(r"Option '(\w+)' is not accepted", reason)
     known = _parameters(owner) if unknown else []
     allowed = f"; {owner} takes {', '.join(known)}" if known else ""
     where = name or (owner if owner.rpartition(".")[2] not in reason else "")
     return f"{where + ': ' if where else ''}{reason}{allowed}"
+
+
+def _unknown_class(setting: str, value: str, base: str) -> str:
+    """Returns the sentence for a value that is not the name of a class, with the classes of this package there are."""
+    kind = pkgutil.resolve_name(base)
+    public = {name: found for package in (lit_ddpm, data, callbacks, metrics) for name, found in vars(package).items()}
+    classes = {name: found for name, found in public.items() if inspect.isclass(found) and issubclass(found, kind)}
+    known = [name for name, found in sorted(classes.items()) if not inspect.isabstract(found) and found is not kind]
+    allowed = f"one of {', '.join(known)}, or " if known else ""
+    return f"{setting} = {value} is not a class: it must be {allowed}the import path of another {kind.__name__}."
 
 
 def _parameters(class_path: str) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from lit_ddpm.cli.app import DDPMCLI
+from lit_ddpm.cli.configs import find_config, shipped_configs
 from lit_ddpm.training.module import DDPM
 
 
@@ -63,15 +64,21 @@ def resolve_arms(
             raise ValueError(
                 f"two arms have the name {name!r}: rename the file of an overlay, since its name is that of the arm."
             )
-        if str(one) not in OBJECTIVES and not Path(one).is_file():
-            raise ValueError(f"objective {str(one)!r} is neither one of {', '.join(OBJECTIVES)} nor an existing file.")
+        if str(one) not in OBJECTIVES and str(one) not in shipped_configs() and not Path(one).is_file():
+            built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("arms"))
+            raise ValueError(
+                f"objective = {one} is none of {built_in}, none of the overlays {overlays}, and not a file."
+            )
     return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
 
 
 def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Arm:
     args = [f"--config={config}" for config in configs]
     built_in = OBJECTIVES.get(str(objective))
-    overlay = f"--config={objective}" if built_in is None else f"--model.objective={json.dumps(built_in)}"
+    if built_in is not None:
+        overlay = f"--model.objective={json.dumps(built_in)}"
+    else:
+        overlay = f"--config={find_config(objective, setting='objective')}"
     logging.disable(logging.INFO)  # every run prints the messages of Lightning anyway
     try:
         cli = DDPMCLI([*args, overlay, *overrides], run=False)

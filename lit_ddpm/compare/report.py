@@ -12,15 +12,16 @@ import lightning
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.callbacks import plots
+from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples
 from lit_ddpm.compare.audit import ALLOWED, Audit
 from lit_ddpm.compare.comparison import Comparison, Value, text_of
 from lit_ddpm.compare.runs import Run
+from lit_ddpm.data.pixels import Standardization, to_float
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
+from lit_ddpm.training.checkpoint import STATE_KEY, load_checkpoint
 from lit_ddpm.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
         "test images, averaged over t = 2..T.</p>",
         _table(comparison, comparison.cross_evaluation()),
         '<h2>Samples</h2><p>The same initial noise for every arm.</p><div class="row samples">',
-        *(_figure(_sample_grid(run.files), name) for name, run in runs_with_samples.items()),
+        *(_figure(picture, name) for name, run in runs_with_samples.items() for picture in _sample_grids(run.files)),
         '</div><h2>KL terms, weights and rate-distortion curves</h2><div class="row">',
         *(_figure(picture, caption) for caption, picture in _overlays(comparison).items()),
         "</div><h2>Equivalence audit</h2><p>Values and gradients of the full KL and of the weighted x0-MSE, "
@@ -93,12 +94,21 @@ def _figure(image: Image.Image, *captions: str) -> str:
     return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _sample_grid(files: RunDirectory) -> Image.Image:
+def _sample_grids(files: RunDirectory) -> list[Image.Image]:
+    """Returns the picture of the samples of a run; none if they are not sequences, images or volumes."""
     with np.load(files.predictions / "samples.npz") as file:
-        images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
-    grid: Image.Image = to_pil_image(make_grid(images, nrow=8, padding=1))
+        samples = torch.from_numpy(file["arr_0"])
+    state = load_checkpoint(files.last_checkpoint)[STATE_KEY]
+    levels, values = state["data_levels"] or 256, state["standardization"]
+    if list(files.predictions.glob("*.png")):  # [N, H, W, C] in the range of their type
+        samples, levels = samples.permute(0, 3, 1, 2), 256 if samples.dtype == torch.uint8 else levels
+    if samples.ndim - 2 not in DRAWN_DIMS:
+        return []
+    standardization = None if values is None else Standardization(**values)
+    scaled = to_float(samples, levels) if standardization is None else standardization.apply(samples)
+    grid, _ = draw_samples(scaled, 8, levels, standardization)
     zoom = max(1, -(-MIN_WIDTH // grid.width))
-    return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
+    return [grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)]
 
 
 def _overlays(comparison: Comparison) -> dict[str, Image.Image]:

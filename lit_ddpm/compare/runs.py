@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 
 from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_json_lines, write_json
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
@@ -142,9 +143,9 @@ class Run:
 
 
 def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
-    """Estimates the seconds of a run from a training step and a network call, timed on random images.
+    """Estimates the seconds of a run from a training step and a network call, timed on a batch of training images.
 
-    Returns None for data other than an `ImageDataModule`, or if the network needs more than images, timesteps, labels.
+    Returns None for data other than an `ImageDataModule`.
     """
     module, data, trainer = arm.module, arm.data, arm.trainer
     if not isinstance(data, ImageDataModule):
@@ -152,11 +153,12 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    batch, images = data.batch_size, len(data.test_dataloader()) * data.eval_batch_size
+    images = len(data.test_dataloader()) * data.eval_batch_size
     device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
     module.to(device)
-    x_0 = torch.rand(batch, *data.image_shape, device=device) * 2 - 1
-    cond = {} if module.num_classes is None else {"label": torch.zeros(batch, dtype=torch.int64, device=device)}
+    first = move_data_to_device(next(iter(data.train_dataloader())), device)
+    x_0, cond = module.unpack_batch(data.on_after_batch_transfer(first, 0))
+    batch = len(x_0)
 
     def train() -> None:
         pred = module.denoiser.predict(x_0, torch.randint(2, T + 1, (batch,)), torch.randn_like(x_0), **cond)
@@ -167,13 +169,9 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
             module.denoiser(x_0, T, **cond)
 
     with trainer.precision_plugin.forward_context():
-        try:
-            step, call = _seconds(train, at_most), _seconds(evaluate, at_most)
-        except TypeError:
-            return None
-        finally:
-            module.to("cpu")
-            module.zero_grad()
+        step, call = _seconds(train, at_most), _seconds(evaluate, at_most)
+    module.to("cpu")
+    module.zero_grad()
     epochs = trainer.max_epochs or 0
     steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
     metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]

@@ -24,6 +24,7 @@ from lit_ddpm.diffusion.schedule import LinearSchedule, Schedule
 from lit_ddpm.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from lit_ddpm.nn.unet import UNet
 from lit_ddpm.training.checkpoint import CheckpointedModule, warn_of_lost_optimization
+from lit_ddpm.training.cost import CostReport
 from lit_ddpm.training.distributed import GatherFullWeights, shard
 from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl_metrics
 from lit_ddpm.training.feedback import ImportanceFeedback
@@ -123,9 +124,8 @@ class DDPM(CheckpointedModule):
             self.gradient_guard,
             self._importance_feedback,
             SpeedHint(compile, channels_last),
+            CostReport(),
         ]
-
-    # --- what users override
 
     def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """Splits a batch into images ``[B, C, H, W]`` in [-1, 1] and keyword arguments of the network.
@@ -154,8 +154,6 @@ class DDPM(CheckpointedModule):
         if held_out is not None:
             return held_out
         return {} if self.num_classes is None else {"label": index % self.num_classes}
-
-    # --- what users call
 
     def sample(
         self, num_images: int, seed: int = 0, first_index: int = 0, sampler: Sampler | None = None, **cond: Any

@@ -99,7 +99,7 @@ def _check_conditions(data: DataInfo, module: "DDPM") -> None:
 
 
 class SpeedHint(Callback):
-    """Reports at the start of a fit which files in ``configs/trainer`` would make it faster; it changes no setting.
+    """Reports at the start of a fit which configurations would make it faster; it changes no setting.
 
     A CPU gains from bfloat16 if it has instructions for it, and from channels-last memory in float32. A GPU gains from
     both and from ``torch.compile``.
@@ -114,7 +114,7 @@ class SpeedHint(Callback):
         shape = cast("DDPM", pl_module).image_shape
         names = self._faster_settings(trainer, num_pixels=0 if shape is None else math.prod(shape[1:]))
         if names:
-            overlays = " ".join(f"--config configs/trainer/{name}.yaml" for name in names)
+            overlays = " ".join(f"--config {name}" for name in names)
             rank_zero_info(f"Training would be faster on this machine with {overlays}")
 
     def _faster_settings(self, trainer: Trainer, num_pixels: int) -> list[str]:

@@ -17,9 +17,7 @@ from lit_ddpm.data import ArrayDataModule, Standardization
 
 
 def picture(samples, columns=2, standardization=None, levels=256, **kwargs):
-    module = tiny_module()
-    module.standardization, module.data_levels = standardization, None if standardization else levels
-    image, note = draw_samples(module, samples, columns, **kwargs)
+    image, note = draw_samples(samples, columns, levels, standardization, **kwargs)
     return np.asarray(image), note
 
 
@@ -66,10 +64,11 @@ def test_sequences_are_curves(channels, note):
 
 def test_conditions_of_other_channels_and_units():
     samples, cond = torch.zeros(2, 3, 32, 32), torch.full((2, 1, 8, 8), 50.0)
-    image, note = picture(samples, columns=6, cond=cond, truth=samples + 1)
+    image, note = picture(samples, columns=6, cond=cond, truth=samples + 1, cond_in_units=False)
     assert note == "condition, sample and truth side by side"
     assert [int(cell(image, 0, column)[0, 0, 0]) for column in range(6)] == [255, 128, 255] * 2
-    image, _ = picture(torch.zeros(2, 1, 20), columns=3, cond=torch.ones(2, 1, 10) * 50, truth=torch.zeros(2, 1, 20))
+    sequences = {"cond": torch.ones(2, 1, 10) * 50, "truth": torch.zeros(2, 1, 20)}
+    image, _ = picture(torch.zeros(2, 1, 20), columns=3, **sequences, cond_in_units=False)
     assert image.shape == (220, 450, 3)
 
 

@@ -7,7 +7,7 @@ from helpers import CONFIGS, DIGITS_CONFIG, error_of
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_ddpm.cli.app import DDPMCLI
-from lit_ddpm.cli.arguments import with_base_configs
+from lit_ddpm.cli.arguments import with_config_files
 
 
 def checkpoints(*args):
@@ -18,11 +18,11 @@ def checkpoints(*args):
 def test_base_configurations_come_first():
     expected = ["--config", DIGITS_CONFIG]
     bases = [f"--config={CONFIGS / 'base' / name}" for name in ("common.yaml", "likelihood.yaml")]
-    expanded = with_base_configs(["fit", *expected])
+    expanded = with_config_files(["fit", *expected])
     assert [Path(arg.removeprefix("--config=")).resolve() for arg in expanded[1:3]] == [
         Path(arg.removeprefix("--config=")).resolve() for arg in bases
     ]
-    assert expanded[3:] == expected
+    assert expanded[3:] == [f"--config={DIGITS_CONFIG}"]
 
 
 def test_a_child_overrides_and_appends():
@@ -36,7 +36,10 @@ def test_a_child_overrides_and_appends():
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.yaml": "extends: none.yaml"}, "extends = none.yaml of a.yaml: none.yaml does not exist"),
+        (
+            {"a.yaml": "extends: none.yaml"},
+            "extends of a.yaml = none.yaml is neither a file nor a shipped configuration",
+        ),
         ({"a.yaml": "extends: b.yaml", "b.yaml": "extends: a.yaml"}, "the files extend one another in a cycle"),
     ],
 )

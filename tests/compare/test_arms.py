@@ -9,11 +9,14 @@ from lit_ddpm.compare.arms import resolve_arms
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
-        (["kl", "kll"], "objective 'kll' is neither one of kl, x0_mse, simple, min_snr nor an existing file"),
+        (
+            ["kl", "kll"],
+            "objective = kll is none of kl, x0_mse, simple, min_snr, none of the overlays hybrid, importance",
+        ),
         (["kl", "kl"], "two arms have the name 'kl'"),
         (["kl", "overlays/kl.yaml"], "two arms have the name 'kl'"),
-        (["kl", "overlays/none.yaml"], "objective 'overlays/none.yaml' is neither one of"),
-        (["overlays/kl.yaml"], "objective 'overlays/kl.yaml' is neither one of"),
+        (["kl", "overlays/none.yaml"], "objective = overlays/none.yaml is none of"),
+        (["overlays/kl.yaml"], "objective = overlays/kl.yaml is none of"),
         ([], "objectives is empty"),
     ],
 )

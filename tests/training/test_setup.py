@@ -23,8 +23,8 @@ def test_what_does_not_fit_the_data_is_refused_before_training(settings, message
 @pytest.mark.parametrize(
     ("capabilities", "size", "settings", "precision", "hint"),
     [
-        ({"avx512_bf16": True}, 28, {}, "32-true", "with --config configs/trainer/bf16.yaml"),
-        ({}, 28, {}, "32-true", "with --config configs/trainer/channels_last.yaml"),
+        ({"avx512_bf16": True}, 28, {}, "32-true", "with --config bf16"),
+        ({}, 28, {}, "32-true", "with --config channels_last"),
         ({}, 28, {"channels_last": True}, "32-true", None),
         ({"avx512_bf16": True}, 28, {}, "bf16-mixed", None),
         ({"avx512_bf16": True}, 8, {}, "32-true", None),

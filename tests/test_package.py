@@ -1,0 +1,48 @@
+"""The package as it is installed, outside of the repository."""
+
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from helpers import CONFIGS, ROOT, environment_with, run_isolated
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """The folder with the sdist and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    run_isolated(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    return folder
+
+
+def files_of(package: Path) -> set[str]:
+    return {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
+def test_contents(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    in_wheel = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"lit_ddpm/{name}" for name in files_of(ROOT / "lit_ddpm")} <= in_wheel
+    assert {f"lit_ddpm/configs/{name}" for name in files_of(CONFIGS)} <= in_wheel
+    assert {name.split("/")[0] for name in in_wheel} == {
+        "lit_ddpm",
+        wheel.name.replace("-py3-none-any.whl", ".dist-info"),
+    }
+    with tarfile.open(sdist) as archive:
+        roots, _, in_sdist = zip(*(name.partition("/") for name in archive.getnames()), strict=True)
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "tests/test_package.py", "configs/digits.yaml"} <= set(in_sdist)
+    assert set(roots) == {sdist.name.removesuffix(".tar.gz")}
+
+
+def test_an_installed_wheel_fits_outside_of_the_repository(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    python = environment_with(tmp_path / "venv", wheel)
+    work = tmp_path / "work"
+    work.mkdir()
+    origin = run_isolated(python, "-c", "import lit_ddpm; print(lit_ddpm.__file__)", cwd=work)
+    assert str(tmp_path / "venv") in origin
+    command = python.with_name("lit-ddpm")
+    assert "digits" in run_isolated(command, "configs", cwd=work)
+    run_isolated(command, "fit", "--config", "digits", "--trainer.fast_dev_run=true", cwd=work)
