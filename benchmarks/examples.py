@@ -1,7 +1,7 @@
 """Runs the examples of docs/data.md, and writes the pictures of their samples.
 
-Each Python block is a program that trains into ``runs/NAME``. Its last sample grid becomes ``docs/data/NAME.png``. Prints the
-seconds of each program.
+Each Python block is a program that trains into ``runs/NAME``. Its last sample grid becomes ``docs/data/NAME.png``.
+Prints the seconds of each program.
 """
 
 import os

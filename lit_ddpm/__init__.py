@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.bound import Bound, bits_per_dim, variational_bound
 from lit_ddpm.diffusion.condition import Condition, LowResolution
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
@@ -58,6 +59,7 @@ __all__ = [
     "BetaSchedule",
     "Bound",
     "Condition",
+    "Configurable",
     "CosineSchedule",
     "DDIMSampler",
     "DPMSolverSampler",

@@ -6,7 +6,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import CONFIGS, ROOT, environment_with, run_isolated
+
+import lit_ddpm
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,10 @@ def test_contents(built):
         roots, _, in_sdist = zip(*(name.partition("/") for name in archive.getnames()), strict=True)
     assert {"README.md", "LICENSE", "CHANGELOG.md", "tests/test_package.py", "configs/digits.yaml"} <= set(in_sdist)
     assert set(roots) == {sdist.name.removesuffix(".tar.gz")}
+
+
+def test_the_citation_has_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == lit_ddpm.__version__
 
 
 def test_an_installed_wheel_fits_outside_of_the_repository(built, tmp_path):

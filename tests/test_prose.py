@@ -6,7 +6,17 @@ import pytest
 from helpers import ROOT
 
 BANNED = r"\b(programmes?|goes on|whatever|so-manyth|beside|hardly|(?<!there )is no (?!longer\b)[a-z]+)\b"
-FOLDERS = ("lit_ddpm", "configs", "docs", "benchmarks", "tests", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FOLDERS = (
+    "lit_ddpm",
+    "configs",
+    "docs",
+    "benchmarks",
+    "examples",
+    "tests",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
 SUFFIXES = (".py", ".md", ".yaml")
 
 

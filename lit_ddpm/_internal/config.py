@@ -8,7 +8,11 @@ from torch import Tensor
 
 
 class Configurable:
-    """A class whose instances keep each constructor argument as an attribute of the same name, as dataclasses do."""
+    """A class whose instances keep each constructor argument as an attribute of the same name, as dataclasses do.
+
+    A checkpoint names such a class and its arguments, so that ``load_from_checkpoint`` builds it again. A network of
+    your own derives from this class and from ``nn.Module``.
+    """
 
 
 def public_path(kind: type) -> str | None:

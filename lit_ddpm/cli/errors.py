@@ -146,6 +146,8 @@ def one_sentence(message: str) -> str:
     _, reason, name, owner = best
     if value := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
         return _unknown_class(name, value[1], base)
+    if reason.startswith("No module named"):
+        reason += ": install it, or add its folder to PYTHONPATH"
     unknown = re.search(r"Option '(\w+)' is not accepted", reason)
     known = _parameters(owner) if unknown else []
     allowed = f"; {owner} takes {', '.join(known)}" if known else ""

@@ -1,7 +1,7 @@
 """Data modules."""
 
 from lit_ddpm.data.arrays import ArrayDataModule
-from lit_ddpm.data.base import ImageDataModule, ImageTensors
+from lit_ddpm.data.base import ImageDataModule, Images, ImageTensors
 from lit_ddpm.data.digits import DigitsDataModule
 from lit_ddpm.data.files import ImageFolderDataModule
 from lit_ddpm.data.huggingface import HuggingFaceDataModule
@@ -15,6 +15,7 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageTensors",
+    "Images",
     "Standardization",
     "TorchvisionDataModule",
     "to_float",

@@ -21,12 +21,11 @@ LEVELS = {torch.bool: 2, torch.uint8: 256, torch.uint16: 65_536}
 CHUNK = 2**24  # values that are read at once to check them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArrayRows(ImageTensors):
     """Some rows of an array that may be memory-mapped, with labels and conditions."""
 
     rows: Tensor  # int64 [N], of `images` and `cond`; `labels` are [N]
-    cond: Tensor | None
     dtype: torch.dtype  # of the images of a batch
     source: str  # identifies the array
 
@@ -130,7 +129,9 @@ class ArrayDataModule(ImageDataModule):
             origin = "train" if name in chosen else name
             rows = torch.tensor(chosen[name]) if name in chosen else torch.arange(len(data[name]))
             label = labels[origin].long()[rows] if labels else torch.zeros(len(rows), dtype=torch.int64)
-            split = splits[name] = ArrayRows(data[origin], label, rows, conditions.get(origin), dtype, source)
+            split = splits[name] = ArrayRows(
+                images=data[origin], labels=label, cond=conditions.get(origin), rows=rows, dtype=dtype, source=source
+            )
             split.check(split.images, f"data.{origin}", self.levels)
             if split.cond is not None and split.cond.is_floating_point():
                 split.check(split.cond, f"conditions.{origin}", None)

@@ -51,15 +51,17 @@ class Images(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class ImageTensors(Images):
-    """Images and labels in memory."""
+    """Images, labels and conditions in memory."""
 
     images: Tensor  # pixel levels, uint8 or uint16, or real values, [N, C, H, W]
     labels: Tensor  # int64 [N]
+    cond: Tensor | None = None  # [N, C', ...]
 
     @override
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         rows = torch.as_tensor(indices)
-        return self.images[rows], self.labels[rows]
+        conditions = () if self.cond is None else (self.cond[rows],)
+        return self.images[rows], self.labels[rows], *conditions
 
     @override
     def fingerprint(self) -> str:

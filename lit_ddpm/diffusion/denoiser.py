@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
@@ -65,14 +65,19 @@ class Prediction:
     output: Tensor  # at least float32
     x0_hat: Tensor  # never clipped
     fraction: Tensor | None = None  # see `Estimate`
+    cond: dict[str, Any] = field(default_factory=dict)  # the keyword arguments of the network
 
     def select(self, rows: Tensor) -> "Prediction":
         """Returns the prediction of the samples with the indices `rows` (int64, on the CPU)."""
         if len(rows) == len(self.t):
             return self
-        on_device = rows.to(self.x_0.device)
-        chosen = {name: x[rows if name == "t" else on_device] for name, x in vars(self).items() if x is not None}
-        return Prediction(**chosen)
+
+        def chosen(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(self.t)
+            return value[rows.to(value.device)] if is_batch else value
+
+        parts = {name: chosen(value) for name, value in vars(self).items() if name != "cond"}
+        return Prediction(**parts, cond={name: chosen(value) for name, value in self.cond.items()})
 
 
 class Denoiser(nn.Module):
@@ -132,7 +137,7 @@ class Denoiser(nn.Module):
         t = self._timesteps(x_0, t).expand(len(x_0))
         x_t = q_marginal(self.schedule, x_0, t).sample(eps)
         output, x0_hat, fraction = self._call(x_t, t, cond)
-        return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat, fraction=fraction)
+        return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat, fraction=fraction, cond=cond)
 
     def p_posterior(self, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None, **cond: Any) -> Gaussian:
         """Returns ``p_theta(x_s|x_t)``: mu_theta and its variance, with one network call."""

@@ -72,7 +72,8 @@ class CheckpointedModule(PlainHyperparameters):
             module.data_levels = state["data_levels"]
             values = state["standardization"]
             module.standardization = None if values is None else Standardization(**values)
-            module.data_defaults.adapt_clipping(module)
+            if module.image_shape is not None:
+                module.data_defaults.apply(module)
             if state["timesteps"]:
                 module.timesteps.load_state_dict(state["timesteps"])
             module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)

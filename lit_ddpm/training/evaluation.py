@@ -73,7 +73,9 @@ class SplitBound:
         loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
         dataset = loader.dataset if isinstance(loader, DataLoader) else None  # None for several loaders
         self.num_images = len(dataset) if isinstance(dataset, Sized) else None
-        data = getattr(trainer, "datamodule", None) if split == "test" and decoder.levels is not None else None
+        # The histogram does not know the condition, so it is not a baseline of a model that does.
+        has_baseline = split == "test" and decoder.levels is not None and denoiser.cond_channels is None
+        data = getattr(trainer, "datamodule", None) if has_baseline else None
         self._histogram = data.train_histogram() if isinstance(data, HasHistogram) else None
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
         self._moment = second_moment

@@ -255,15 +255,15 @@ class DDPM(CheckpointedModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the loss of a batch after one network call, and logs both forms of the KL.
 
-        All randomness of the step (t, eps, dropout) is a function of (seed, epoch, batch index, rank).
+        All randomness of the step (`unpack_batch`, t, eps, dropout) is a function of (seed, epoch, batch index, rank).
         """
+        reseed(self.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         x_0, cond = self.unpack_batch(batch)
         objective = self.objective
         if batch_idx == 0:
             self.image_shape = tuple(x_0.shape[1:])
             if objective.decoder is not None:
                 objective.decoder.check(x_0)
-        reseed(x_0.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         cond = self._label_dropout(cond)
         loss, losses, weight, pred = training_loss(self.denoiser, x_0, objective, self.timesteps, **cond)
         self._importance_feedback.observe(self, batch_idx, pred.t, losses)

@@ -34,17 +34,17 @@ class DataDefaults:
 
     def adapt(self, module: "DDPM", data: DataInfo) -> None:
         """Adapts a module to a dataset."""
-        decoder = self.decoder(module, data)
-        if decoder is not module.decoder:
-            module.decoder = self._decoder = decoder
-        module.data_levels = decoder.levels
+        module.data_levels = self.decoder(module, data).levels
         module.standardization = data.standardization
-        self.adapt_clipping(module)
+        self.apply(module)
 
-    def adapt_clipping(self, module: "DDPM") -> None:
-        """Clips the estimate of x_0 for pixel levels and not for real values, unless `clip` is given."""
-        if self._clip is None and module.image_shape is not None:
-            module.denoiser.clip = module.data_levels is not None
+    def apply(self, module: "DDPM") -> None:
+        """Sets decoder and clipping for the `data_levels` of a module that has seen data: pixels, or real values."""
+        levels = module.data_levels
+        if module.decoder is None or module.decoder is self._decoder:
+            module.decoder = self._decoder = GaussianDecoder() if levels is None else DiscretizedGaussian(levels)
+        if self._clip is None:
+            module.denoiser.clip = levels is not None
 
 
 def check_data(data: DataInfo, module: "DDPM") -> None:

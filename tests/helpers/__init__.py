@@ -43,6 +43,7 @@ from helpers.models import (
     oracle,
     tiny_denoiser,
 )
+from helpers.packages import build_wheel, environment_with, run_isolated
 from helpers.training import (
     Brightness,
     FailingCallback,
@@ -90,10 +91,12 @@ __all__ = [
     "Terminate",
     "TinyNetwork",
     "VarianceNetwork",
+    "build_wheel",
     "compare_digits",
     "compile_without_code",
     "copy_run",
     "digits",
+    "environment_with",
     "error_of",
     "evaluations",
     "fit",
@@ -110,6 +113,7 @@ __all__ = [
     "read_wandb_run",
     "run_command",
     "run_files",
+    "run_isolated",
     "same_weights",
     "set_up",
     "sha256",

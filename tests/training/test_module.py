@@ -3,7 +3,7 @@ import math
 import lightning
 import pytest
 import torch
-from helpers import Recorder, VarianceNetwork, digits, fit, tiny_module, trainer
+from helpers import Recorder, TinyNetwork, VarianceNetwork, digits, fit, tiny_module, trainer
 from torch import nn
 
 from lit_ddpm import (
@@ -278,3 +278,41 @@ def test_a_fit_starts_anew_and_other_commands_do_not():
     trainer(**fit, limit_train_batches=0).fit(module, digits())
     assert len(module.timesteps._losses) == 0
     assert module.evaluator.state_dict() == {"initial_moment": None, "found_moment": None}
+
+
+def test_what_unpack_batch_draws_is_a_function_of_the_step():
+    class Random(DDPM):
+        drawn = ()
+
+        def unpack_batch(self, batch):
+            self.drawn += (float(torch.rand(())),)
+            return super().unpack_batch(batch)
+
+    class Draws(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            torch.rand(3)
+
+    runs = []
+    for callbacks in ([], [Draws()]):
+        module = tiny_module(Random)
+        trainer(max_epochs=1, limit_val_batches=0, callbacks=callbacks).fit(module, digits())
+        runs.append(module.drawn)
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == len(runs[0])
+
+
+def test_a_loaded_module_has_the_decoder_of_its_data():
+    run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(tiny_module(), digits())
+    run.save_checkpoint("a.ckpt")
+    loaded = DDPM.load_from_checkpoint("a.ckpt", network=TinyNetwork(num_steps=20))
+    assert loaded.decoder.levels == 17
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_channels_last_for_any_number_of_dimensions(dims):
+    network = UNet(dims=dims, width=8, multipliers=[1], num_blocks=1, attention_levels=[])
+    module = DDPM(network, channels_last=True)
+    x_0, eps = torch.randn(2, 2, 1, *[4] * dims)
+    prediction = module.denoiser.predict(x_0, torch.tensor([3, 4]), eps)
+    assert prediction.x0_hat.shape == x_0.shape
