@@ -43,14 +43,14 @@ def as_config(value: Any) -> Any:
     if not isinstance(value, Configurable) or path is None:
         raise TypeError(f"{type(value).__name__} cannot be written as plain data.")
     init_args = {}
-    for name in _constructor_parameters(type(value)):
+    for name in constructor_parameters(type(value)):
         if not hasattr(value, name):
             raise TypeError(f"{type(value).__name__} does not keep its argument {name} as an attribute.")
         init_args[name] = as_config(getattr(value, name))
     return {"class_path": path, "init_args": init_args}
 
 
-def _constructor_parameters(kind: type) -> list[str]:
+def constructor_parameters(kind: type) -> list[str]:
     """Returns the names of the arguments of a constructor, with those that its ``**kwargs`` pass to a base class."""
     names: list[str] = []
     for base in kind.__mro__:

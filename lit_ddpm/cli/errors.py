@@ -16,6 +16,7 @@ from typing_extensions import override
 
 import lit_ddpm
 from lit_ddpm import callbacks, data, metrics
+from lit_ddpm._internal.config import constructor_parameters
 
 # Exceptions for bad input, by the package that raises them. Others are faults of a program and keep their traceback: a
 # TypeError in lit_ddpm, or a RuntimeError except where Lightning's Trainer reads its settings.
@@ -167,6 +168,7 @@ def _unknown_class(setting: str, value: str, base: str) -> str:
 
 def _parameters(class_path: str) -> list[str]:
     try:
-        return list(inspect.signature(pkgutil.resolve_name(class_path)).parameters)
+        found = pkgutil.resolve_name(class_path)
+        return constructor_parameters(found) if inspect.isclass(found) else list(inspect.signature(found).parameters)
     except (ImportError, AttributeError, TypeError, ValueError):
         return []
