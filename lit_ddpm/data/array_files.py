@@ -56,7 +56,7 @@ def read_splits(source: Arrays, setting: str) -> dict[str, Tensor]:
     unknown = [name for name in source if name not in SPLITS]
     if unknown or "train" not in source:
         raise ValueError(
-            f"{setting} has the splits {', '.join(source)}: they must be train, and val and test or neither."
+            f"{setting} has the splits {', '.join(source)}: they must be train and, if there are any, val and test."
         )
     return {SPLITS[name]: read_array(array, f"{setting}.{name}") for name, array in source.items()}
 

@@ -169,7 +169,9 @@ class ImageDataModule(LightningDataModule):
 
     def held_out_dataloader(self, split: Literal["val", "test"]) -> DataLoader[Batch]:
         """Returns a held-out split in order, scaled, on every rank and without workers: the conditions of samples."""
-        return DataLoader(self._splits[split], batch_size=self.eval_batch_size, collate_fn=self._scale())
+        generator = torch.Generator()  # torch's loader draws a number from the global one otherwise
+        settings: dict[str, Any] = {"batch_size": self.eval_batch_size, "generator": generator}
+        return DataLoader(self._splits[split], collate_fn=self._scale(), **settings)
 
     def fingerprint(self) -> str:
         """Returns a fingerprint of the training images, for cached statistics."""

@@ -56,11 +56,14 @@ class CostReport(Callback):
     _start: float | None = None  # the time at the first step, until the end is estimated
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._flops = forward_flops(cast("DDPM", pl_module))  # before the training loop, which other callbacks time
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast("DDPM", pl_module)
+        module, flops = cast("DDPM", pl_module), self._flops
         self._first_step, self._start = trainer.global_step, time.monotonic()
         parameters = sum(weight.numel() for weight in module.denoiser.network.parameters())
-        flops = forward_flops(module)
         parts = [f"{quantity(parameters).rstrip()} parameters"]
         if flops is not None:
             parts.append(f"{quantity(flops)}FLOPs for an image in a network call")

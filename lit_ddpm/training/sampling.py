@@ -53,13 +53,13 @@ def as_labels(label: Any, num_images: int, num_classes: int) -> Tensor:
     """Returns a label for each image, int64 ``[num_images]``, from an integer or one integer for each.
 
     Raises:
-        ValueError: If their number is another, or one is not a class.
+        ValueError: If their number is another, or one is neither a class nor `num_classes`, which means "no label".
     """
     labels = torch.as_tensor(label)
     if labels.ndim > 1 or labels.numel() not in (1, num_images):
         raise ValueError(f"label has shape {list(labels.shape)}: it must be an integer or have {num_images} of them.")
-    if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"label = {labels.tolist()} must be 0 to {num_classes - 1}.")
+    if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) > num_classes:
+        raise ValueError(f"label = {labels.tolist()} must be 0 to {num_classes - 1}, or {num_classes} for no label.")
     return labels.long().expand(num_images)
 
 

@@ -52,8 +52,8 @@ def test_image_i_has_class_i_modulo_the_classes():
     assert torch.equal(module.sample(5, first_index=6), twelve[6:11])
     assert torch.equal(module.sample(12, label=torch.arange(12) % 10), twelve)
     assert not torch.equal(module.sample(12, label=torch.zeros(12, dtype=torch.int64)), twelve)
-    with pytest.raises(ValueError, match=r"label = \[0, 10\] must be 0 to 9"):
-        module.sample(2, label=torch.tensor([0, 10]))
+    with pytest.raises(ValueError, match=r"label = \[0, 11\] must be 0 to 9"):
+        module.sample(2, label=torch.tensor([0, 11]))
 
 
 def test_guidance_changes_samples_and_not_the_bound():

@@ -13,7 +13,9 @@ from PIL import Image
 from lit_ddpm import DDPM, AncestralSampler, Condition, LowResolution, UNet, variational_bound
 from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleMetrics
+from lit_ddpm.data import ImageTensors
 from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.training.sampling import HeldOut
 
 SUPERRES = ["--config", DIGITS_CONFIG, "--config", str(CONFIGS / "digits_superres.yaml")]
 
@@ -77,6 +79,26 @@ def test_conditions_are_those_of_the_held_out_split():
         torch.testing.assert_close(x_0, data.splits()[split].images[rows].float() / 8 - 1)
         torch.testing.assert_close(cond["cond"], LowResolution(2)(x_0))
         assert module.held_out.name == f"{split} split of FewDigits"
+
+
+def test_held_out_images_without_a_label():
+    """They are drawn without one, under the condition of the image."""
+
+    class Unlabelled(FewDigits):
+        def splits(self):
+            return {n: ImageTensors(s.images, torch.full_like(s.labels, -1)) for n, s in super().splits().items()}
+
+    module = superres(network=network(num_classes=10))
+    before = torch.random.get_rng_state()
+    run = trainer(callbacks=[SampleGrid(4)], max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    run.fit(module, Unlabelled(batch_size=64))
+    torch.random.set_rng_state(before)
+    module.held_out = None
+    data = Unlabelled()
+    data.setup("fit")
+    held_out = HeldOut(module, data, "val")
+    assert held_out(0, 4)[1]["label"].tolist() == [10] * 4
+    assert torch.equal(torch.random.get_rng_state(), before)  # the global generator is not used
 
 
 def test_a_subclass_chooses_conditions_from_those_held_out():

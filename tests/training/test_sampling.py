@@ -23,6 +23,7 @@ def test_one_label_for_all_images():
     assert torch.equal(module.sample(4, label=[3, 3, 3, 3]), expected)
     assert torch.equal(module.sample(4, label=np.int64(3)), expected)
     assert not torch.equal(module.sample(4, label=[3, 3, 3, 4]), expected)
+    assert not torch.equal(module.sample(4, label=10), expected)  # without a label
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_one_label_for_all_images():
     [
         ([3, 4], r"label has shape \[2\]: it must be an integer or have 4 of them"),
         ([[3], [4], [3], [4]], r"label has shape \[4, 1\]"),
-        (10, "label = 10 must be 0 to 9"),
+        (11, "label = 11 must be 0 to 9, or 10 for no label"),
         (-1, "label = -1 must be 0 to 9"),
         (0.5, "label = 0.5 must be 0 to 9"),
     ],
