@@ -110,7 +110,10 @@ class DecodedDataModule(ImageDataModule):
         """Reads all headers, sets `image_shape` and `levels`, logs the conversions and returns the intact images."""
         headers, checked = Headers(), {}
         for split, images in found.items():
-            intact = images.for_each(images.header, lambda _, header: headers.add(header), self.skip_damaged)
+            description = f"checking {split} images"
+            intact = images.for_each(
+                images.header, lambda _, header: headers.add(header), description, self.skip_damaged
+            )
             checked[split] = _without_damaged(split, images, intact, damaged)
         if not headers.sizes:
             raise ValueError(f"{type(self).__name__} has no images.")
@@ -129,7 +132,7 @@ class DecodedDataModule(ImageDataModule):
         if not self.in_memory:
             return IntactImages.of(images) if self.skip_damaged else images
         levels = torch.empty(len(images), *self.image_shape, dtype=level_dtype(images.decoding.levels))
-        intact = images.for_each(images.read, levels.__setitem__, self.skip_damaged)
+        intact = images.for_each(images.read, levels.__setitem__, f"reading {split} images", self.skip_damaged)
         labels = _without_damaged(split, images, intact, damaged).labels
         return ImageTensors(levels if intact.all() else levels[intact], labels)
 
@@ -151,7 +154,7 @@ def _report_overlap(splits: Mapping[str, DecodedImages]) -> None:
     hashes = {}
     for split, images in splits.items():
         hashes[split] = np.zeros(len(images), np.uint64)
-        images.for_each(images.content_hash, hashes[split].__setitem__)
+        images.for_each(images.content_hash, hashes[split].__setitem__, f"comparing {split} images")
     for first, second in combinations(splits, 2):
         shared = np.isin(hashes[second], hashes[first])
         if shared.any():

@@ -79,9 +79,13 @@ class DecodedImages(Images):
         return replace(self, rows=self.rows[indices], labels=self.labels[indices])
 
     def for_each(
-        self, function: Callable[[int], Any], use: Callable[[int, Any], None], skip_damaged: bool = False
+        self,
+        function: Callable[[int], Any],
+        use: Callable[[int, Any], None],
+        description: str,
+        skip_damaged: bool = False,
     ) -> NDArray[np.bool_]:
-        """Calls a function of each index in threads, and `use` with index and result in order.
+        """Calls a function of each index in threads with a progress bar, and `use` with index and result in order.
 
         Returns:
             Which images are intact, bool ``[N]``. Unless damaged images are skipped, the first one is an error.
@@ -91,7 +95,7 @@ class DecodedImages(Images):
         size = len(self) // 1000 + 1  # at most a thousand tasks, since a pool queues all of them at once
         tasks = [range(first, min(first + size, len(self))) for first in range(0, len(self), size)]
         silent = getattr(rank_zero_only, "rank", 0) != 0 or len(self) < 1000
-        progress = tqdm(total=len(self), desc=f"images ({function.__name__})", leave=False, disable=silent)
+        progress = tqdm(total=len(self), desc=description, leave=False, disable=silent)
         with ThreadPoolExecutor() as pool, progress:
             results = chain.from_iterable(pool.map(lambda task: list(map(attempt, task)), tasks))
             for index, result in enumerate(results):

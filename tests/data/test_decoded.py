@@ -225,5 +225,7 @@ def test_many_images_are_read_in_order():
     images = image_folder().find()["train"]
     assert images.rows.dtype.kind == "S"
     seen = []
-    assert images.for_each(images.read, lambda index, levels: seen.append((index, int(levels[0, 0, 0])))).all()
+    assert images.for_each(
+        images.read, lambda index, levels: seen.append((index, int(levels[0, 0, 0]))), "reading"
+    ).all()
     assert seen == [(i, i % 256) for i in range(2100)]
