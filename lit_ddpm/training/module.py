@@ -30,7 +30,7 @@ from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl
 from lit_ddpm.training.feedback import ImportanceFeedback
 from lit_ddpm.training.hparams import EXECUTION_ONLY
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
-from lit_ddpm.training.sampling import HeldOut, SampleChunk, as_conditions, as_labels, chunk_loader, drawing_cond
+from lit_ddpm.training.sampling import HeldOut, SampleChunk, chunk_loader, complete_cond, drawing_cond
 from lit_ddpm.training.setup import DataDefaults, SpeedHint, check_data
 
 
@@ -127,6 +127,8 @@ class DDPM(CheckpointedModule):
             CostReport(),
         ]
 
+    # --- what users override
+
     def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """Splits a batch into images ``[B, C, H, W]`` in [-1, 1] and keyword arguments of the network.
 
@@ -155,6 +157,8 @@ class DDPM(CheckpointedModule):
             return held_out
         return {} if self.num_classes is None else {"label": index % self.num_classes}
 
+    # --- what users call
+
     def sample(
         self, num_images: int, seed: int = 0, first_index: int = 0, sampler: Sampler | None = None, **cond: Any
     ) -> Tensor:
@@ -174,12 +178,7 @@ class DDPM(CheckpointedModule):
                 "image_shape is unknown until the module has seen data: load a checkpoint, or set image_shape."
             )
         cond = self.sample_cond(torch.arange(first_index, first_index + num_images)) | cond
-        if "label" in cond and self.num_classes is not None:
-            cond["label"] = as_labels(cond["label"], num_images, self.num_classes)
-        if self.cond_channels is not None:
-            cond["cond"] = as_conditions(cond.get("cond"), num_images, self.cond_channels)
-        cond = {key: x.to(self.device) if isinstance(x, Tensor) else x for key, x in cond.items()}
-        shape = (num_images, *self.image_shape)
+        cond, shape = complete_cond(self, cond, num_images), (num_images, *self.image_shape)
         images = (sampler or self.sampler)(self.sampling_denoiser, shape, seed, first_index, **cond)
         return images if self.standardization is None else self.standardization.undo(images)
 

@@ -78,6 +78,16 @@ def as_conditions(cond: Tensor | None, num_images: int, channels: int) -> Tensor
     return cond.expand(num_images, *[-1] * (cond.ndim - 1))
 
 
+def complete_cond(module: "DDPM", cond: dict[str, Any], num_images: int) -> dict[str, Any]:
+    """Returns keyword arguments of the network with a label and a condition for each image, on its device."""
+    cond = dict(cond)
+    if "label" in cond and module.num_classes is not None:
+        cond["label"] = as_labels(cond["label"], num_images, module.num_classes)
+    if module.cond_channels is not None:
+        cond["cond"] = as_conditions(cond.get("cond"), num_images, module.cond_channels)
+    return {key: x.to(module.device) if isinstance(x, Tensor) else x for key, x in cond.items()}
+
+
 class HeldOut:
     """The images of a held-out split with their conditions, by index and the same on every rank.
 
