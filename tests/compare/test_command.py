@@ -3,12 +3,11 @@
 import json
 import math
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, compare_digits, error_of, kill_when, read_csv
+from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, compare_digits, kill_when, read_csv
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import compare
@@ -108,47 +107,6 @@ def test_a_resumed_comparison_is_the_same(finished, monkeypatch, tmp_path):
             resume=True,
             overrides=[*SMALL_COMPARISON, "--data.batch_size=32"],
         )
-
-
-def test_a_crashed_arm_loses_nothing(tmp_path, capsys, monkeypatch):
-    """The other arm is reported, and resuming repeats the crashed one only."""
-    (tmp_path / "crashing.yaml").write_text("model: {class_path: lit_ddpm.DDPM, init_args: {clip: true}}")
-    executed = []
-
-    def process(self, command, *args):
-        executed.append((self.arm.name, command))
-        self.files.log.write_text("out of memory\n")
-        if self.arm.name == "crashing" and len(executed) <= 4:
-            raise subprocess.CalledProcessError(1, command)
-        main([command, *args])
-
-    monkeypatch.setattr(Run, "_run_process", process)
-    objectives = f"kl,{tmp_path / 'crashing.yaml'}"
-    command = ["compare", "--config", DIGITS_CONFIG, "--objectives", objectives, "--output_dir", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit) as stopped:
-        main([*command, *SMALL_COMPARISON])
-    assert stopped.value.code == 2
-    captured = capsys.readouterr()
-    assert "crashing, seed 0 failed: out of memory" in captured.out
-    assert "1 runs failed: crashing, seed 0" in captured.err
-    assert list(rows(tmp_path / "runs")) == ["kl"]
-    main([*command, *SMALL_COMPARISON, "--resume"])
-    parts = ["fit", "predict", "test"]
-    assert executed == [*(("kl", part) for part in parts), ("crashing", "fit"), *(("crashing", part) for part in parts)]
-    assert list(rows(tmp_path / "runs")) == ["kl", "crashing"]
-
-
-def test_unfit_settings_are_named(tmp_path, capsys):
-    with pytest.raises(ValueError, match="seeds = 0 must be at least 1"):
-        compare_digits(tmp_path / "runs", num_seeds=0)
-    command = ["compare", "--config", DIGITS_CONFIG, "--objectives", "kl", "--output_dir", str(tmp_path / "runs")]
-    for extra, message in (
-        (["--trainer.epochs=3"], "trainer.epochs"),
-        (["--seeds", "many"], "--seeds"),
-        (["--config", "none.yaml"], "none.yaml"),
-    ):
-        assert message in error_of(capsys, [*command, *extra])
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_report_can_be_read_again(finished):
