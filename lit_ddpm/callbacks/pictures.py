@@ -88,17 +88,19 @@ def image_grid(images: Tensor, columns: int) -> Tensor:
     return grid
 
 
+def _limits(values: Tensor) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
 def _curves(cells: Tensor, columns: int) -> Image.Image:
     """Draws sequences ``[N, K, C, L]`` of K kinds side by side; only conditions have a scale of their own."""
     num_kinds = cells.shape[1]
     panels = cells.flatten(0, 1)
     rows = -(-len(panels) // columns)
 
-    def limits(kind: int) -> tuple[float, float]:
-        values = cells[:, :1] if num_kinds > 1 and kind == 0 else cells[:, -2:]
-        low, high = float(values.min()), float(values.max())
-        margin = 0.05 * (high - low) or 1.0
-        return low - margin, high + margin
+    limits = [_limits(cells[:, :1] if num_kinds > 1 and kind == 0 else cells[:, -2:]) for kind in range(num_kinds)]
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
@@ -107,7 +109,7 @@ def _curves(cells: Tensor, columns: int) -> Image.Image:
             if index >= len(panels):
                 axis.axis("off")
                 continue
-            axis.set_ylim(limits(index % num_kinds))
+            axis.set_ylim(limits[index % num_kinds])
             for channel, color in zip(panels[index], PALETTE, strict=False):
                 axis.plot(channel.numpy(), color=color, linewidth=1.2)
 

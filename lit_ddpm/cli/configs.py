@@ -31,9 +31,10 @@ def find_config(name: str | Path, setting: str = "config") -> Path:
     Raises:
         ValueError: If there is neither.
     """
-    path, shipped = Path(name), shipped_configs()
+    path = Path(name)
     if path.is_file():
         return path
+    shipped = shipped_configs()
     if str(name) not in shipped:
         near = difflib.get_close_matches(path.stem, shipped, cutoff=0.5) or shipped
         raise ValueError(f"{setting} = {name} is neither a file nor a shipped configuration: {', '.join(near)}.")

@@ -1,6 +1,5 @@
 """Arrays from files, memory-mapped where the format allows it."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_ddpm.data.decoded import SPLITS
+from lit_ddpm.data.base import SPLITS
 
 Array = str | Path | Tensor | NDArray[Any]
 """A tensor, an array of numpy, or a path such as ``data.npy`` or ``data.npz:images``."""
@@ -22,53 +21,65 @@ Arrays = Array | Mapping[str, Array]
 SUFFIXES = (".npy", ".npz", ".pt", ".safetensors")
 
 
-def read_array(source: Array, setting: str) -> Tensor:
-    """Returns an array as a tensor on the CPU; `setting` is its name in messages.
+class ArrayReader:
+    """Reads arrays from files, each file once. Files are memory-mapped, except ``.npz``."""
 
-    For a file with several arrays, the name of one follows the path after a colon. Files are memory-mapped, except
-    ``.npz``.
+    def __init__(self) -> None:
+        self._files: dict[Path, dict[str | None, Any]] = {}
 
-    Raises:
-        ValueError: If the file is missing, damaged or of another format, or does not have the array.
-    """
-    if isinstance(source, str | Path):
+    def splits(self, source: Arrays | None, setting: str) -> dict[str, Tensor]:
+        """Returns the array of each split, ``train`` at least; nothing for None. `setting` is the name in messages.
+
+        Raises:
+            ValueError: If ``train`` is missing or a split is unknown, or an array cannot be read.
+        """
+        if source is None:
+            return {}
+        if not isinstance(source, Mapping):
+            return {"train": self._array(source, setting)}
+        unknown = [name for name in source if name not in SPLITS]
+        if unknown or "train" not in source:
+            raise ValueError(
+                f"{setting} has the splits {', '.join(source)}: they must be train and, if there are any, val and test."
+            )
+        return {SPLITS[name]: self._array(array, f"{setting}.{name}") for name, array in source.items()}
+
+    def _array(self, source: Array, setting: str) -> Tensor:
+        """Returns an array; for a file with several, the name of one follows the path after a colon."""
+        if not isinstance(source, str | Path):
+            return _as_tensor(source, setting)
         path, name = _path_and_name(str(source))
-        arrays = _read(path, setting)
+        if path not in self._files:
+            self._files[path] = _read(path, setting)
+        arrays = self._files[path]
         if name not in arrays and (name is not None or len(arrays) > 1):
             names = ", ".join(map(str, arrays))
             raise ValueError(
                 f"{setting} = {source} must name one of the arrays of the file, as in {path}:NAME: {names}."
             )
-        source = arrays[name] if name in arrays else next(iter(arrays.values()))
-    if isinstance(source, Tensor):
-        return source.detach().cpu()
-    array = np.asarray(source)
+        return _as_tensor(arrays[name] if name in arrays else next(iter(arrays.values())), setting)
+
+
+def file_identity(source: Arrays) -> str | None:
+    """Returns the names, sizes and modification times of files; None if an array is in memory."""
+    if isinstance(source, Mapping):
+        parts = [file_identity(array) for array in source.values()]
+        return None if None in parts else " ".join(map(str, parts))
+    if not isinstance(source, str | Path):
+        return None
+    stat = _path_and_name(str(source))[0].stat()
+    return f"{source} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _as_tensor(array: Tensor | NDArray[Any], setting: str) -> Tensor:
+    """Returns an array as a tensor on the CPU."""
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    array = np.asarray(array)
     try:
         return torch.from_numpy(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
     except TypeError:
         raise ValueError(f"{setting} is an array of {array.dtype}: it must be of numbers.") from None
-
-
-def read_splits(source: Arrays, setting: str) -> dict[str, Tensor]:
-    """Returns the array of each split, ``train`` at least; see `read_array`."""
-    if not isinstance(source, Mapping):
-        return {"train": read_array(source, setting)}
-    unknown = [name for name in source if name not in SPLITS]
-    if unknown or "train" not in source:
-        raise ValueError(
-            f"{setting} has the splits {', '.join(source)}: they must be train and, if there are any, val and test."
-        )
-    return {SPLITS[name]: read_array(array, f"{setting}.{name}") for name, array in source.items()}
-
-
-def identity(source: Arrays) -> str:
-    """Returns a string that changes with the content: of files the name, size and time, of arrays the values."""
-    if isinstance(source, Mapping):
-        return " ".join(f"{name} {identity(array)}" for name, array in source.items())
-    if isinstance(source, str | Path):
-        stat = _path_and_name(str(source))[0].stat()
-        return f"{source} {stat.st_size} {stat.st_mtime_ns}"
-    return hashlib.sha256(read_array(source, "data").contiguous().numpy().tobytes()).hexdigest()
 
 
 def _path_and_name(source: str) -> tuple[Path, str | None]:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from lit_ddpm.data.array_files import Arrays, identity, read_splits
-from lit_ddpm.data.base import Batch, ImageDataModule, ImageTensors, rows_of_missing_splits
-from lit_ddpm.data.pixels import Standardization, level_dtype
+from lit_ddpm.data.array_files import ArrayReader, Arrays, file_identity
+from lit_ddpm.data.base import Batch, ImageDataModule, ImageTensors, hides_progress, rows_of_missing_splits
+from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, level_dtype
 
-LEVELS = {torch.bool: 2, torch.uint8: 256, torch.uint16: 65_536}
+LEVELS = {torch.bool: 2, **TYPE_LEVELS}
 """The number of levels of the types whose values are all used."""
 
 CHUNK = 2**24  # values that are read at once to check them
@@ -27,7 +27,7 @@ class ArrayRows(ImageTensors):
 
     rows: Tensor  # int64 [N], of `images` and `cond`; `labels` are [N]
     dtype: torch.dtype  # of the images of a batch
-    source: str  # identifies the array
+    file_identity: str | None  # of the images; None if they are in memory
 
     @override
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -38,7 +38,8 @@ class ArrayRows(ImageTensors):
 
     @override
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.source.encode() + self.rows.numpy().tobytes()).hexdigest()
+        identity = super().fingerprint() if self.file_identity is None else self.file_identity
+        return hashlib.sha256(identity.encode() + self.rows.numpy().tobytes()).hexdigest()
 
     def check(self, array: Tensor, name: str, levels: int | None) -> None:
         """Raises a ValueError for the first row of an array with a value that is not finite or not a level."""
@@ -52,8 +53,7 @@ class ArrayRows(ImageTensors):
     def chunks(self, array: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields numbers ``[B]`` of the rows and their values in an array ``[B, C, ...]``, with a progress bar."""
         parts = torch.split(self.rows, max(1, CHUNK // max(1, array[:1].numel())))
-        hidden = len(parts) < 10 or getattr(rank_zero_only, "rank", 0) != 0
-        for rows in tqdm(parts, description, leave=False, disable=hidden):
+        for rows in tqdm(parts, description, leave=False, disable=hides_progress(len(parts), 10)):
             yield rows, array[rows]
 
 
@@ -109,9 +109,9 @@ class ArrayDataModule(ImageDataModule):
 
     @override
     def splits(self) -> Mapping[str, ArrayRows]:
-        data = read_splits(self.data, "data")
-        labels = {} if self.labels is None else read_splits(self.labels, "labels")
-        conditions = {} if self.conditions is None else read_splits(self.conditions, "conditions")
+        reader = ArrayReader()
+        data, labels = reader.splits(self.data, "data"), reader.splits(self.labels, "labels")
+        conditions = reader.splits(self.conditions, "conditions")
         _check_shapes(data, "data")
         _check_shapes(conditions, "conditions")
         for setting, arrays in (("labels", labels), ("conditions", conditions)):
@@ -122,7 +122,7 @@ class ArrayDataModule(ImageDataModule):
         self.levels = self._levels_of(data["train"])
         self.num_classes = _num_classes(labels) if labels else None
 
-        dtype, source = torch.float32 if self.levels is None else level_dtype(self.levels), identity(self.data)
+        dtype = torch.float32 if self.levels is None else level_dtype(self.levels)
         chosen = rows_of_missing_splits(len(data["train"]), data, self.val_size, self.test_size, self.split_seed)
         splits = {}
         for name in ("train", "val", "test"):
@@ -130,7 +130,12 @@ class ArrayDataModule(ImageDataModule):
             rows = torch.tensor(chosen[name]) if name in chosen else torch.arange(len(data[name]))
             label = labels[origin].long()[rows] if labels else torch.zeros(len(rows), dtype=torch.int64)
             split = splits[name] = ArrayRows(
-                images=data[origin], labels=label, cond=conditions.get(origin), rows=rows, dtype=dtype, source=source
+                images=data[origin],
+                labels=label,
+                cond=conditions.get(origin),
+                rows=rows,
+                dtype=dtype,
+                file_identity=file_identity(self.data),
             )
             split.check(split.images, f"data.{origin}", self.levels)
             if split.cond is not None and split.cond.is_floating_point():

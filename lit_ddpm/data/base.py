@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from typing_extensions import override
@@ -18,9 +18,12 @@ from typing_extensions import override
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator, training_seed
 from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
-from lit_ddpm.data.pixels import Standardization, to_float
+from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, to_float
 
 Batch = tuple[Tensor, ...]  # images, labels and, if there are any, conditions
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The names of splits that a dataset may have."""
 
 
 class Images(Dataset[Batch]):
@@ -240,14 +243,18 @@ def split_rows(count: int, sizes: dict[str, int], seed: int) -> dict[str, list[i
     return {name: rows.tolist() for name, rows in zip([*sizes, "train"], parts, strict=True)}
 
 
+def hides_progress(count: int, least: int) -> bool:
+    """Returns whether to hide a progress bar: for fewer than `least` items, and on ranks other than 0."""
+    return count < least or getattr(rank_zero_only, "rank", 0) != 0
+
+
 def _scaled(batch: Batch, levels: int | None, standardization: Standardization | None) -> Batch:
     images, labels, *conditions = batch
     if levels is not None:
         images = to_float(images, levels)
     elif standardization is not None:
         images = standardization.apply(images)
-    ranges = {torch.uint8: 256, torch.uint16: 65_536}
-    return images, labels, *(to_float(x, ranges[x.dtype]) if x.dtype in ranges else x for x in conditions)
+    return images, labels, *(to_float(x, TYPE_LEVELS[x.dtype]) if x.dtype in TYPE_LEVELS else x for x in conditions)
 
 
 def _flip(images: Tensor, flipped: Tensor) -> Tensor:

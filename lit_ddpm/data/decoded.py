@@ -19,9 +19,6 @@ from lit_ddpm.data.decoded_images import DecodedImages, IntactImages, some_of
 from lit_ddpm.data.image_modes import Decoding, Headers, check_background
 from lit_ddpm.data.pixels import level_dtype
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""The names of splits that a dataset may have."""
-
 
 class DecodedDataModule(ImageDataModule):
     """A data module of images to decode; a subclass implements `find` and passes its other settings on.

@@ -11,14 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
-from lit_ddpm.data.base import Batch, Images
+from lit_ddpm.data.base import Batch, Images, hides_progress
 from lit_ddpm.data.image_modes import DamagedImageError, Decoding, Header, named, read_header
 
 
@@ -94,8 +93,7 @@ class DecodedImages(Images):
         intact = np.ones(len(self), bool)
         size = len(self) // 1000 + 1  # at most a thousand tasks, since a pool queues all of them at once
         tasks = [range(first, min(first + size, len(self))) for first in range(0, len(self), size)]
-        silent = getattr(rank_zero_only, "rank", 0) != 0 or len(self) < 1000
-        progress = tqdm(total=len(self), desc=description, leave=False, disable=silent)
+        progress = tqdm(total=len(self), desc=description, leave=False, disable=hides_progress(len(self), 1000))
         with ThreadPoolExecutor() as pool, progress:
             results = chain.from_iterable(pool.map(lambda task: list(map(attempt, task)), tasks))
             for index, result in enumerate(results):

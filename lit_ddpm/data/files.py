@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from typing_extensions import override
 
-from lit_ddpm.data.decoded import SPLITS, DecodedDataModule
+from lit_ddpm.data.base import SPLITS
+from lit_ddpm.data.decoded import DecodedDataModule
 from lit_ddpm.data.decoded_images import DecodedImages
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")

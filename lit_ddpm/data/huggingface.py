@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm.data.decoded import SPLITS, DecodedDataModule
+from lit_ddpm.data.base import SPLITS
+from lit_ddpm.data.decoded import DecodedDataModule
 from lit_ddpm.data.decoded_images import DecodedImages
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TYPE_LEVELS = {torch.uint8: 256, torch.uint16: 65_536}
+"""The number of levels of the integer types that hold pixel levels."""
+
 
 def to_float(levels: Tensor, num_levels: int = 256) -> Tensor:
     """Converts pixel levels ``0..num_levels - 1`` (an integer type, any shape) to float32 in [-1, 1]."""

@@ -30,7 +30,7 @@ from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl
 from lit_ddpm.training.feedback import ImportanceFeedback
 from lit_ddpm.training.hparams import EXECUTION_ONLY
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
-from lit_ddpm.training.sampling import HeldOut, SampleChunk, chunk_loader, complete_cond, drawing_cond
+from lit_ddpm.training.sampling import HeldOut, SampleChunk, chunk_loader, complete_cond, held_out_cond
 from lit_ddpm.training.setup import DataDefaults, SpeedHint, check_data
 
 
@@ -290,7 +290,7 @@ class DDPM(CheckpointedModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Draws the images of a `SampleChunk`; for batch i of data, images of seed i under its conditions."""
         if isinstance(batch, SampleChunk):
-            cond = drawing_cond(self, batch.first_index, batch.num_images)
+            cond = held_out_cond(self, batch.first_index, batch.num_images)
             return self.sample(batch.num_images, batch.seed, batch.first_index, **cond)
         x_0, cond = self.unpack_batch(batch)
         return self.sample(len(x_0), seed=batch_idx * self.trainer.world_size + self.global_rank, **cond)

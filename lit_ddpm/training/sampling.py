@@ -115,12 +115,19 @@ class HeldOut:
         return self
 
 
-def drawing_cond(module: "DDPM", first_index: int, num_images: int) -> dict[str, Any]:
-    """Returns the network's keyword arguments for generated images, with those of held-out images if it needs them."""
-    index = torch.arange(first_index, first_index + num_images)
+def held_out_cond(module: "DDPM", first_index: int, num_images: int) -> dict[str, Any]:
+    """Returns the keyword arguments of `DDPM.sample` for a network with conditions; nothing for another."""
     if module.held_out is None:
-        return module.sample_cond(index)
+        return {}
+    index = torch.arange(first_index, first_index + num_images)
     return module.sample_cond(index, module.held_out(first_index, num_images)[1])
+
+
+def drawing_cond(module: "DDPM", first_index: int, num_images: int) -> dict[str, Any]:
+    """Returns all keyword arguments of the network for generated images."""
+    if module.held_out is None:
+        return module.sample_cond(torch.arange(first_index, first_index + num_images))
+    return held_out_cond(module, first_index, num_images)
 
 
 def progress(trainer: Trainer, items: Iterable[Item], description: str) -> Iterable[Item]:
@@ -163,7 +170,7 @@ def draw(
         for start in progress(trainer, chunk_starts, description):
             with trainer.precision_plugin.forward_context():
                 count = min(sampler.chunk_size, num_images - start)
-                cond = drawing_cond(module, start, count)
+                cond = held_out_cond(module, start, count)
                 images = module.sample(count, seed, start, sampler=sampler, **cond)
             results.append(transform(images))
         return results

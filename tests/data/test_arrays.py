@@ -321,3 +321,13 @@ def test_a_network_of_the_user_trains_on_points_in_the_plane():
     run = trainer(max_epochs=1)
     run.fit(tiny_module(network=Plane()), arrays(torch.randn(40, 2)))
     assert "val/nats_per_dim" in run.callback_metrics
+
+
+def test_a_file_with_several_arrays_is_read_once(monkeypatch):
+    np.savez("data.npz", train=values(12, 1, 4), test=values(3, 1, 4), a=np.arange(12) % 2, b=np.arange(3) % 2)
+    read, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda path, **kwargs: read.append(path) or load(path, **kwargs))
+    names = {"train": "data.npz:train", "test": "data.npz:test"}
+    data = set_up(arrays(names, labels={"train": "data.npz:a", "test": "data.npz:b"}))
+    assert len(read) == 1
+    assert data.num_classes == 2
