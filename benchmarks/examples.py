@@ -1,4 +1,4 @@
-"""Runs the examples of docs/data.md, and writes the pictures of their samples.
+"""Runs the examples of docs/data.md and docs/conditions.md, and writes the pictures of their samples.
 
 Each Python block is a program that trains into ``runs/NAME``. Its last sample grid becomes ``docs/data/NAME.png``.
 Prints the seconds of each program.
@@ -17,17 +17,18 @@ from shutil import copyfile
 from benchmarks.common.clock import now
 from benchmarks.common.report import table
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS / "data.md", DOCS / "conditions.md")
 OPTIONS = {
     "--names": {"nargs": "*", "help": "the examples, such as waves; all if none is given"},
-    "--output_dir": {"type": Path, "default": PAGE.with_suffix(""), "help": "the folder of the pictures"},
+    "--output_dir": {"type": Path, "default": DOCS / "data", "help": "the folder of the pictures"},
 }
 
 
 def examples() -> dict[str, str]:
-    """Returns the programs of the page by the name of their run."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return {found[1]: block for block in blocks if (found := re.search(r'"runs/(\w+)"', block))}
+    """Returns the programs of the pages by the name of their run."""
+    blocks = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    return {found[1]: block for block in blocks if (found := re.search(r'"default_root_dir": "runs/(\w+)"', block))}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Bits/dim and FID of lit_ddpm, diffusers and denoising-diffusion-pytorch after the same training time on MNIST.
 
 Each trains for ten minutes on the same cores with its documented defaults, in bfloat16 mixed precision: lit_ddpm with
-``configs/mnist.yaml`` as in ``docs/real_data.md``, `diffusers` with the network and the settings of its guide to
+``configs/mnist.yaml`` as in ``docs/datasets.md``, `diffusers` with the network and the settings of its guide to
 unconditional training, `denoising-diffusion-pytorch` with those of its README. Digits are padded to 32x32, since the
 networks of the other two halve an image many times. The ledger of lit_ddpm measures all three models, each through its
 own network and noise schedule. The FID is that of samples by DDIM in the same number of steps, in the features of a

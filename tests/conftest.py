@@ -1,5 +1,6 @@
 """A clean environment for each test, and a parameter over the schedules."""
 
+import logging
 import os
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 from helpers import SCHEDULES, forget_processes
 
 from lit_ddpm import Schedule
+
+# Lightning's logger propagates only if the root logger has a handler when it is imported, which depends on pytest.
+logging.getLogger("lightning.pytorch").propagate = True
 
 # Two workers share the cores. A process that forks must have no OpenMP threads, or its child deadlocks.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,43 +1,135 @@
-"""The examples of the documentation run."""
+"""Every command and every Python block of README and documentation runs, or is marked with what it needs."""
 
+import gzip
+import importlib
 import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
 from pathlib import Path
 
 import lightning
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import PAGES, ROOT, SMALL_NETWORK, blocks, commands, fit_digits, text_of, write_image_folder, write_mnist
 from PIL import Image
 
+import lit_ddpm
+from benchmarks.__main__ import FILES
 from benchmarks.examples import examples
+from lit_ddpm.__main__ import main
+from lit_ddpm.compare import command as compare_command
 from lit_ddpm.diffusion.ledger import Report
 
-
-def small(program: str) -> str:
-    """A program with a tenth of its steps, a narrow network and few data."""
-    changes = (
-        (r"\b\d000, ", "60, "),
-        (r"\b100\b", "10"),
-        (r"batch_size=\d+", "batch_size=8"),
-        (r"width=\d+", "width=8"),
-    )
-    for pattern, replacement in changes:
-        program = re.sub(pattern, replacement, program)
-    return program
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+FEW = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1}
+QUIET = ["--trainer.callbacks=[]", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+CHANGES = (  # a tenth of the steps, a narrow network and few data
+    (r"\b\d000, ", "60, "),
+    (r"(LogSNRSchedule\(|CosineSchedule\(num_steps=)100\b", r"\g<1>10"),
+    (r"\bbatch_size=\d+", "batch_size=8"),
+    (r"\bwidth=\d+", "width=8"),
+)
 
 
-@pytest.mark.parametrize(("name", "program"), examples().items())
-def test_every_example_of_data(name, program, monkeypatch):
-    assert len([line for line in program.splitlines() if line.strip()]) <= 15
-    assert (ROOT / "docs" / "data" / f"{name}.png").is_file()
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs of the digits, with and without labels, which the pages use."""
+    place = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for config in ([], ["--config", "digits_conditional"]):
+            fit_digits(*config, *QUIET, "--trainer.limit_val_batches=1")
+    return place / "runs"
+
+
+@pytest.fixture
+def page_directory(runs, tmp_path, monkeypatch):
+    """A directory with the runs and data of the pages; fits are short, and the arms of a comparison are not trained."""
+    shutil.copytree(runs, tmp_path / "runs")
     original = lightning.Trainer
 
     def short(**kwargs):
-        few = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1}
-        return original(**{**kwargs, **few, "accelerator": "cpu", "enable_progress_bar": False})
+        return original(**{**kwargs, **FEW, "accelerator": "cpu", "enable_progress_bar": False})
 
     monkeypatch.setattr(lightning, "Trainer", short)
-    exec(small(program), {})
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(compare_command, "run_all", lambda runs: [])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def run_command(program: str, *args: str) -> None:
+    """Runs a command of a page with few images and steps."""
+    if program == "lit-ddpm":
+        run_lit_ddpm(*args)
+    elif program == "python":
+        assert args[:2] == ("-m", "benchmarks")
+        assert args[2] in FILES
+    elif program == "pip":
+        extras = re.search(r"\[(.*)\]", args[-1])
+        assert args[-1] == "." or set(extras[1].split(",")) <= set(EXTRAS)
+    else:
+        assert program in ("pytest", "mkdocs"), f"{program} is neither run nor marked"
+
+
+def run_lit_ddpm(command: str, *args: str) -> None:
+    few = [f"--trainer.{key}={value}" for key, value in FEW.items()]
+    if command == "configs":
+        extra = []
+    elif command == "compare":
+        extra = ["--trainer.max_epochs=1", *SMALL_NETWORK]
+        extra += [] if "--output_dir" in args else ["--output_dir", tempfile.mkdtemp()]
+    elif command == "predict":
+        extra = ["--num_samples=3"]
+    elif command == "fit" and "--ckpt_path" in args:
+        extra = ["--trainer.max_epochs=3"]
+    elif command == "fit":
+        own = any(arg.startswith("--model=") for arg in args)
+        network = ["--model.width=8"] if own else [*SMALL_NETWORK, "--model.num_val_timesteps=2"]
+        often = ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"]
+        extra = [*few, *often, *QUIET, *network, "--data.eval_batch_size=8", "--number_run=true"]
+    else:
+        extra = [*few, "--data.eval_batch_size=4"]
+    main([command, *args, *extra])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_block_of_a_page_runs(page, page_directory):
+    found = [block for block in blocks(page) if block.runs_here]
+    text = text_of(page)
+    if "DIRECTORY" in text:
+        write_mnist(".", "DIRECTORY", train=1, test=10_000)
+        for file in Path("DIRECTORY/raw").glob("t10k*"):
+            Path("DIRECTORY", f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), 1))
+    for folder in ("my_images", "tiles"):
+        if folder in text:
+            write_image_folder(folder, count=100, size=(32, 32))
+    for block in found:
+        if "." in block.title:
+            Path(block.title).write_text(block.text)
+    for block in found:
+        if block.language == "bash":
+            for command in commands(block):
+                run_command(*command)
+    script = "\n".join(block.text for block in found if block.language == "python" and not block.title)
+    for pattern, replacement in CHANGES:
+        script = re.sub(pattern, replacement, script)
+    Path("page.py").write_text(script)
+    runpy.run_path("page.py", run_name="__main__")
+    for name, program in examples().items():
+        if program in text:
+            check_example(name, program)
+
+
+def check_example(name: str, program: str) -> None:
+    """Checks the grid and the ledger of an example that trains into ``runs/NAME``."""
+    assert len([line for line in program.splitlines() if line.strip()]) <= 15
+    assert (ROOT / "docs" / "data" / f"{name}.png").is_file()
     (grid,) = Path("runs", name).rglob("step_*.png")
     assert np.asarray(Image.open(grid)).std() > 5
     (ledger,) = Path("runs", name).rglob("ledger.json")
@@ -46,5 +138,35 @@ def test_every_example_of_data(name, program, monkeypatch):
     assert report.given == (("cond",) if name == "superres" else ())
 
 
-def test_the_examples_are_those_that_the_page_promises():
+def test_the_examples_are_those_of_the_pages():
     assert set(examples()) == {"scans", "waves", "spheres", "bands", "superres"}
+
+
+def test_the_two_commands_are_the_first_block_of_the_readme():
+    first, *_ = (block.text.splitlines() for block in blocks(ROOT / "README.md"))
+    assert first[0].startswith("pip install -e . && lit-ddpm fit --config digits && lit-ddpm test")
+    assert first[1] == 'pip install -e ".[test]" && pytest'
+
+
+def test_the_program_without_lightning():
+    text = (ROOT / "docs" / "extending.md").read_text().split("## Without Lightning")[1]
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program = "import sys\nsys.modules['lightning'] = None  # importing it raises\n" + first + second
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "bits/dim" in done.stdout
+
+
+def test_the_reference_has_every_public_name():
+    """The build of the site fails for a name that does not exist."""
+    entries = [
+        e
+        for page in PAGES
+        if page.parent.name == "reference"
+        for e in re.findall(r"^::: (\S+)", page.read_text(), re.M)
+    ]
+    assert len(entries) == len(set(entries))
+    names = {f"lit_ddpm.{name}" for name in lit_ddpm.__all__}
+    for package in ("data", "callbacks", "metrics", "compare"):
+        names |= {f"lit_ddpm.{package}.{name}" for name in importlib.import_module(f"lit_ddpm.{package}").__all__}
+    assert set(entries) == names

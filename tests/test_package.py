@@ -1,5 +1,6 @@
 """The package as it is installed, outside of the repository."""
 
+import re
 import sys
 import tarfile
 import zipfile
@@ -53,3 +54,14 @@ def test_an_installed_wheel_fits_outside_of_the_repository(built, tmp_path):
     command = python.with_name("lit-ddpm")
     assert "digits" in run_isolated(command, "configs", cwd=work)
     run_isolated(command, "fit", "--config", "digits", "--trainer.fast_dev_run=true", cwd=work)
+
+
+def test_the_readme_of_the_package_index(built):
+    """It has no pictures and no links into the repository, which a package index cannot show."""
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        readme = archive.read(metadata).decode().split("\n\n", 1)[1]
+    assert "pip install lit-ddpm && lit-ddpm fit --config digits" in readme
+    assert not re.search(r"<img|\]\((?!https?:)|docs/\)|\[test\]|\(left\)", readme)
+    assert re.search(r"^total +\d\.\d{4} ", readme, re.MULTILINE)

@@ -161,6 +161,8 @@ def _complete_wandb_loggers(trainer: Namespace) -> None:
     """Sets W&B's directory to that of the run, and an identifier that the saved configuration keeps."""
     for logger in _as_list(trainer.get("logger")):
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("WandbLogger"):
+            if find_spec("wandb") is None:
+                raise ValueError('WandbLogger needs wandb: pip install "lit-ddpm[wandb]".')
             arguments = logger.init_args
             if not arguments.get("id") and not arguments.get("version"):
                 arguments.id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]  # of a sweep

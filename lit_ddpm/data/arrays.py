@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lit_ddpm.data.array_files import ArrayReader, Arrays, file_identity
 from lit_ddpm.data.base import Batch, ImageDataModule, ImageTensors, hides_progress, rows_of_missing_splits
-from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, level_dtype
+from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, level_dtype, take
 
 LEVELS = {torch.bool: 2, **TYPE_LEVELS}
 """The number of levels of the types whose values are all used."""
@@ -33,8 +33,8 @@ class ArrayRows(ImageTensors):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
         rows = self.rows[chosen]
-        conditions = () if self.cond is None else (self.cond[rows],)
-        return self.images[rows].to(self.dtype), self.labels[chosen], *conditions
+        conditions = () if self.cond is None else (take(self.cond, rows),)
+        return take(self.images, rows).to(self.dtype), self.labels[chosen], *conditions
 
     @override
     def fingerprint(self) -> str:
@@ -46,7 +46,7 @@ class ArrayRows(ImageTensors):
         for rows, values in self.chunks(array, f"checking {name}"):
             good = torch.isfinite(values) if levels is None else (values.long() >= 0) & (values.long() < levels)
             if not bool(good.all()):
-                row, value = int(rows[~good.flatten(1).all(1)][0]), values[~good][0].item()
+                row, value = int(rows[~good.flatten(1).all(1)][0]), take(values, ~good)[0].item()
                 allowed = "finite" if levels is None else f"0 to {levels - 1}, one of the {levels} levels"
                 raise ValueError(f"row {row} of {name} has the value {value}: it must be {allowed}.")
 
@@ -54,7 +54,7 @@ class ArrayRows(ImageTensors):
         """Yields numbers ``[B]`` of the rows and their values in an array ``[B, C, ...]``, with a progress bar."""
         parts = torch.split(self.rows, max(1, CHUNK // max(1, array[:1].numel())))
         for rows in tqdm(parts, description, leave=False, disable=hides_progress(len(parts), 10)):
-            yield rows, array[rows]
+            yield rows, take(array, rows)
 
 
 class ArrayDataModule(ImageDataModule):

@@ -18,7 +18,7 @@ from typing_extensions import override
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator, training_seed
 from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
-from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, to_float
+from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, take, to_float
 
 Batch = tuple[Tensor, ...]  # images, labels and, if there are any, conditions
 
@@ -63,8 +63,8 @@ class ImageTensors(Images):
     @override
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         rows = torch.as_tensor(indices)
-        conditions = () if self.cond is None else (self.cond[rows],)
-        return self.images[rows], self.labels[rows], *conditions
+        conditions = () if self.cond is None else (take(self.cond, rows),)
+        return take(self.images, rows), self.labels[rows], *conditions
 
     @override
     def fingerprint(self) -> str:

@@ -153,7 +153,7 @@ def _report_overlap(splits: Mapping[str, DecodedImages]) -> None:
         hashes[split] = np.zeros(len(images), np.uint64)
         images.for_each(images.content_hash, hashes[split].__setitem__, f"comparing {split} images")
     for first, second in combinations(splits, 2):
-        shared = np.isin(hashes[second], hashes[first])
+        shared = np.isin(hashes[second], hashes[first], kind="sort")  # the other kind overflows in numpy 2.0
         if shared.any():
             one = int(shared.argmax())
             other = int((hashes[first] == hashes[second][one]).argmax())

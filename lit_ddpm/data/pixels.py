@@ -43,6 +43,13 @@ def level_dtype(num_levels: int) -> torch.dtype:
     return torch.uint8 if num_levels <= 256 else torch.uint16
 
 
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Returns ``values[index]``; torch 2.9 and earlier cannot index uint16."""
+    if values.dtype == torch.uint16:
+        return values.view(torch.int16)[index].view(torch.uint16)
+    return values[index]
+
+
 @dataclass(frozen=True)
 class Standardization:
     """Real values in units of the standard deviation of their channel, about its mean."""

@@ -1,9 +1,8 @@
-r"""The variational bound on the negative log-likelihood, term by term.
+"""The variational bound on the negative log-likelihood, term by term.
 
-.. math::
-    -\ln p_\theta(x_0) \le \underbrace{KL(q(x_T|x_0) \,\|\, N(0, I))}_{\mathrm{prior}}
-      + \underbrace{\sum_{t=2}^T E\, KL(q(x_{t-1}|x_t,x_0) \,\|\, p_\theta(x_{t-1}|x_t))}_{\mathrm{diffusion}}
-      + \underbrace{E[-\ln p_\theta(x_0|x_1)]}_{\mathrm{reconstruction}}
+    -ln p_theta(x_0) <= KL(q(x_T|x_0) || N(0, I))                                            prior
+                        + sum_{t=2..T} E KL(q(x_{t-1}|x_t,x_0) || p_theta(x_{t-1}|x_t))      diffusion
+                        + E[-ln p_theta(x_0|x_1)]                                            reconstruction
 
 (Ho et al. 2020, eq. 5). The noise of an image is a function of (seed, index), so the bound does not depend on the batch
 or the rank that computes it.

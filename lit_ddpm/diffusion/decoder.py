@@ -37,10 +37,10 @@ class GaussianDecoder(Decoder):
 
 @dataclass(eq=False)
 class DiscretizedGaussian(Decoder):
-    r"""The Gaussian's mass in the bin of each pixel level, on `levels` values from -1 to 1 (Ho et al. 2020, eq. 13).
+    """The Gaussian's mass in the bin of each pixel level, on `levels` values from -1 to 1 (Ho et al. 2020, eq. 13).
 
     The bins of the two outermost levels extend to infinity, so the masses of all levels sum to one. The logarithm is
-    :math:`\ln \Phi(b) + \ln(-\mathrm{expm1}(\ln \Phi(a) - \ln \Phi(b)))` on the side of the mean where both tails are
+    ``log_ndtr(b) + log(-expm1(log_ndtr(a) - log_ndtr(b)))`` on the side of the mean where both tails are
     small. This form keeps values and gradients exact at any distance from the mean.
     """
 

@@ -1,12 +1,11 @@
-r"""The Gaussians: the forward marginal, the true posterior and the KL divergence of two normal distributions.
+"""The Gaussians: the forward marginal, the true posterior and the KL divergence of two normal distributions.
 
-With :math:`s < t` (``s = t - 1`` unless a sampler strides) and :math:`\alpha_t = \bar\alpha_t / \bar\alpha_s`,
+With ``s < t`` (``s = t - 1`` unless a sampler strides) and ``alpha_t = alpha_bar_t / alpha_bar_s``,
 
-.. math::
-    q(x_s | x_t, x_0) &= N(c_t x_t + c_0 x_0, \sigma_q^2 I) \\
-    c_t &= \frac{(1 - \bar\alpha_s) \sqrt{\alpha_t}}{1 - \bar\alpha_t}, \quad
-    c_0 = \frac{(1 - \alpha_t) \sqrt{\bar\alpha_s}}{1 - \bar\alpha_t}, \quad
-    \sigma_q^2 = \frac{(1 - \alpha_t)(1 - \bar\alpha_s)}{1 - \bar\alpha_t}.
+    q(x_s | x_t, x_0) = N(c_t x_t + c_0 x_0, sigma_q^2 I)
+    c_t = (1 - alpha_bar_s) sqrt(alpha_t) / (1 - alpha_bar_t)
+    c_0 = (1 - alpha_t) sqrt(alpha_bar_s) / (1 - alpha_bar_t)
+    sigma_q^2 = (1 - alpha_t) (1 - alpha_bar_s) / (1 - alpha_bar_t)
 """
 
 from dataclasses import dataclass
@@ -31,10 +30,9 @@ class Gaussian:
 
 
 def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:
-    r"""Returns ``KL(q || p)`` for each component, in nats.
+    """Returns ``KL(q || p)`` for each component, in nats.
 
-    :math:`\frac{1}{2} \left( r - 1 - \ln r + \frac{(\mu_p - \mu_q)^2}{\sigma_p^2} \right)` with
-    :math:`r = \sigma_q^2 / \sigma_p^2`, which must be positive.
+    ``(r - 1 - ln r + (mu_p - mu_q)^2 / sigma_p^2) / 2`` with ``r = sigma_q^2 / sigma_p^2``, which must be positive.
     """
     ratio = q.var / p.var
     return 0.5 * (ratio - 1 - ratio.log() + (p.mean - q.mean) ** 2 / p.var)

@@ -1,11 +1,9 @@
-r"""Objectives: the training loss of each sample, in nats (or squared error) per dimension, at a single t.
+"""Objectives: the training loss of each sample, in nats (or squared error) per dimension, at a single t.
 
-The equivalence for t >= 2, with the variance of p_theta equal to :math:`\sigma_q^2`:
+The equivalence for t >= 2, with the variance of p_theta equal to ``sigma_q^2``:
 
-.. math::
-    KL(q(x_{t-1}|x_t,x_0) \,\|\, p_\theta(x_{t-1}|x_t)) = \frac{|\mu_\theta - \mu_q|^2}{2 \sigma_q^2}
-        = w_t |\hat x_0 - x_0|^2, \qquad
-    w_t = \frac{c_0^2}{2 \sigma_q^2} = \tfrac{1}{2} (SNR(t-1) - SNR(t)).
+    KL(q(x_{t-1}|x_t,x_0) || p_theta(x_{t-1}|x_t)) = |mu_theta - mu_q|^2 / (2 sigma_q^2) = w_t |x0_hat - x_0|^2
+    w_t = c_0^2 / (2 sigma_q^2) = (SNR(t-1) - SNR(t)) / 2
 
 `PosteriorKL` computes the left side from means and variances, `X0MSE` the right side; neither calls the other.
 """

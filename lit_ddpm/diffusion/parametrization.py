@@ -1,8 +1,8 @@
-r"""Prediction targets: the meaning of the network's output.
+"""Prediction targets: the meaning of the network's output.
 
 Every parametrization here is affine in the network's output,
 
-.. math:: \hat x_0 = \mathrm{skip}_t \, x_t + \mathrm{scale}_t \cdot \mathrm{output},
+    x0_hat = skip_t x_t + scale_t output,
 
 so one method, `Parametrization.coefficients`, defines everything: the estimate of the clean image, the target of the
 output, and the factor ``scale^2`` that turns a squared error of the output into one of x_0.

@@ -1,12 +1,12 @@
-r"""Noise schedules: float64 tables of the forward process.
+"""Noise schedules: float64 tables of the forward process.
 
-The forward process adds Gaussian noise in :math:`T` steps,
+The forward process adds Gaussian noise in T steps,
 
-.. math:: q(x_t | x_{t-1}) = N(\sqrt{1 - \beta_t} \, x_{t-1}, \beta_t I), \qquad t = 1..T,
+    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I),    t = 1..T
+    q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)
 
-so that :math:`q(x_t | x_0) = N(\sqrt{\bar\alpha_t} \, x_0, (1 - \bar\alpha_t) I)` with
-:math:`\bar\alpha_t = \prod_{i \le t} (1 - \beta_i)` and :math:`\bar\alpha_0 = 1`. A schedule is a plain
-object on the CPU, never a buffer: its tables do not depend on the device or the precision of a network.
+with ``alpha_bar_t`` the product of ``1 - beta_i`` for i up to t, and ``alpha_bar_0 = 1``. A schedule is a plain object
+on the CPU, never a buffer: its tables do not depend on the device or the precision of a network.
 """
 
 import math
@@ -155,9 +155,9 @@ def _betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Tensor:
 
 @dataclass(eq=False)
 class CosineSchedule(Schedule):
-    r"""alpha_bar as a squared cosine (Nichol and Dhariwal 2021, eq. 17).
+    """alpha_bar as a squared cosine (Nichol and Dhariwal 2021, eq. 17).
 
-    :math:`\bar\alpha_t \propto \cos^2\left(\frac{t/T + s}{1 + s} \frac{\pi}{2}\right)`.
+    ``alpha_bar_t`` is proportional to ``cos((t/T + s) / (1 + s) pi/2)^2``.
 
     Args:
         offset: The paper's s, which keeps the first betas from vanishing.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
@@ -42,8 +43,8 @@ def forward_flops(module: "DDPM") -> int | None:
     elif module.cond_channels is not None:
         cond["cond"] = x.new_zeros(1, *(DataInfo.of(getattr(module.trainer, "datamodule", None)).cond_shape or shape))
     try:
-        # With gradients, since fused attention is not counted; `forward`, so that nothing is compiled for one image.
-        with evaluating(network), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        # Fused attention is not counted on a CPU. `forward`, so that nothing is compiled for one image.
+        with evaluating(network), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             network.forward(x, t, **cond)
     except (TypeError, ValueError, RuntimeError):
         return None

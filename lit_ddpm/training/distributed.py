@@ -53,7 +53,12 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
     The layers are the members of the network's module lists, which are gathered one after another as they are called.
     The remaining weights are gathered once a step.
+
+    Raises:
+        ValueError: If torch is too old.
     """
+    if not hasattr(FSDPModule, "set_reshard_after_forward"):
+        raise ValueError(f"sharded weights need torch 2.8 or later; this is {torch.__version__}.")
     members = [member for module in network.modules() if isinstance(module, nn.ModuleList) for member in module]
     layers = [member for member in members if not isinstance(member, nn.ModuleList)]
     for module in [*reversed(layers), network]:  # inner modules first

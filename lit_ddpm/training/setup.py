@@ -1,7 +1,8 @@
 """Checks before training: whether model and data fit, and which settings would be faster on this machine."""
 
 import math
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -121,7 +122,8 @@ class SpeedHint(Callback):
         device = trainer.strategy.root_device.type
         full_precision = str(trainer.precision) == "32-true"
         if device == "cpu" and full_precision and num_pixels >= MIN_PIXELS:
-            capabilities = torch.cpu.get_capabilities()
+            read: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # absent from torch 2.9
+            capabilities = read()
             if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
                 return ["bf16"]
             return [] if self.channels_last else ["channels_last"]

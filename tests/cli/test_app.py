@@ -44,7 +44,7 @@ def test_a_checkpoint_alone_is_enough_to_test_it(run, monkeypatch, tmp_path, cap
     for word in ("prior", "diffusion", "reconstruction", "total", "± images", "± noise", "per-pixel histogram"):
         assert word in table
     assert "360 images, 64 network calls an image" in table
-    assert "1,000 generated and 1,257 real images" in table
+    assert "100 generated and 1,257 real images" in table
     evaluations = [json.loads(line) for line in (here / "sample_metrics.jsonl").read_text().splitlines()]
     assert [entry["command"] for entry in evaluations] == ["fit", "test", "test", "test"]
     assert evaluations[1] == evaluations[2]

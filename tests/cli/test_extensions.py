@@ -25,9 +25,9 @@ def test_a_user_defined_extractor_in_yaml():
     main(
         [
             *FIT_DIGITS,
+            *SMALL,
             "--config",
             "extractor.yaml",
-            *SMALL,
             "--trainer.max_epochs=20",
             "--trainer.limit_train_batches=2",
         ]

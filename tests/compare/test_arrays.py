@@ -1,11 +1,13 @@
 """A comparison on real-valued sequences with conditions."""
 
 import numpy as np
+import pytest
 from helpers import read_csv
 
 from lit_ddpm.compare import compare
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_sequences_with_conditions_are_compared(tmp_path):
     waves = 20 + np.sin(np.random.default_rng(0).uniform(0, 6, (60, 1, 1)) + np.linspace(0, 6, 16))
     np.save(tmp_path / "waves.npy", waves)

@@ -11,7 +11,6 @@ from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, compar
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import compare
-from lit_ddpm.compare.runs import Run
 from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
@@ -78,16 +77,12 @@ def test_the_report_is_one_file_with_everything(finished):
     assert (finished / "audit_kl.png").is_file()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_resumed_comparison_is_the_same(finished, monkeypatch, tmp_path):
     def killed(self):
         if self.current_epoch == 1 and self.objective.__class__.__name__ == "X0MSE":
             raise RuntimeError("killed")
 
-    def process(self, command, *args):  # in this process, because a new one takes five seconds to start
-        self.files.log.touch()
-        main([command, *args])
-
-    monkeypatch.setattr(Run, "_run_process", process)
     with monkeypatch.context() as patch:
         patch.setattr(DDPM, "on_train_epoch_start", killed)
         with pytest.raises(RuntimeError, match="killed"):

@@ -9,6 +9,7 @@ from helpers.commands import (
     ROOT,
     SMALL,
     SMALL_COMPARISON,
+    SMALL_NETWORK,
     compare_digits,
     copy_run,
     error_of,
@@ -16,6 +17,7 @@ from helpers.commands import (
     kill_when,
     run_command,
 )
+from helpers.documentation import PAGES, blocks, commands, text_of
 from helpers.evaluation import CountingFeatures, evaluations, fit_with_sample_metrics, small_sample_metrics
 from helpers.files import (
     RNG,
@@ -45,6 +47,7 @@ from helpers.models import (
 )
 from helpers.packages import build_wheel, environment_with, run_isolated
 from helpers.training import (
+    SHARDS,
     Brightness,
     FailingCallback,
     FailingData,
@@ -70,12 +73,15 @@ __all__ = [
     "DIGITS_CONFIG",
     "FIT_CONDITIONAL_DIGITS",
     "FIT_DIGITS",
+    "PAGES",
     "PARAMETRIZATIONS",
     "RNG",
     "ROOT",
     "SCHEDULES",
+    "SHARDS",
     "SMALL",
     "SMALL_COMPARISON",
+    "SMALL_NETWORK",
     "Brightness",
     "CountingFeatures",
     "FailingCallback",
@@ -91,7 +97,9 @@ __all__ = [
     "Terminate",
     "TinyNetwork",
     "VarianceNetwork",
+    "blocks",
     "build_wheel",
+    "commands",
     "compare_digits",
     "compile_without_code",
     "copy_run",
@@ -118,6 +126,7 @@ __all__ = [
     "set_up",
     "sha256",
     "small_sample_metrics",
+    "text_of",
     "tiny_denoiser",
     "tiny_module",
     "trainer",

@@ -1,5 +1,6 @@
 """Arguments of the command line that fit in seconds, and its error messages."""
 
+import json
 import os
 import shutil
 import signal
@@ -23,8 +24,24 @@ SMALL_NETWORK = [
     "--model.network.num_blocks=1",
     "--model.network.head_channels=8",
 ]
+FEW_SAMPLES = {
+    "extractor": "lit_ddpm.metrics.DigitsFeatures",
+    "num_samples": 100,
+    "num_val_samples": 70,
+    "val_sampler": {"class_path": "lit_ddpm.AncestralSampler", "init_args": {"num_steps": 8}},
+    "every_n_epochs": 40,
+    "is_splits": 1,
+}
+CALLBACKS = [  # those of the digits, with few samples
+    {"class_path": "lit_ddpm.callbacks.SampleGrid"},
+    {"class_path": "lit_ddpm.callbacks.ELBOProfile"},
+    {"class_path": "lit_ddpm.callbacks.Performance"},
+    {"class_path": "lit_ddpm.callbacks.EMA", "init_args": {"decay": 0.995}},
+    {"class_path": "lit_ddpm.callbacks.SampleMetrics", "init_args": FEW_SAMPLES},
+]
 SMALL = [
     *SMALL_NETWORK,
+    f"--trainer.callbacks={json.dumps(CALLBACKS)}",
     "--model.schedule.num_steps=64",
     "--model.sampler.num_steps=16",
     "--model.num_val_timesteps=4",
@@ -34,6 +51,7 @@ SMALL = [
 ]
 SMALL_COMPARISON = [
     *SMALL_NETWORK,
+    f"--trainer.callbacks={json.dumps(CALLBACKS)}",
     "--model.schedule.num_steps=32",
     "--model.sampler.num_steps=8",
     "--model.num_val_timesteps=4",

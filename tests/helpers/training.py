@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from helpers.models import TinyNetwork
 from lit_ddpm import DDPM, AncestralSampler, LogSNRSchedule, UNet, VParametrization
@@ -72,11 +73,17 @@ def compile_without_code(module: torch.nn.Module) -> None:
     module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
 
 
+SHARDS = hasattr(FSDPModule, "set_reshard_after_forward")  # from torch 2.8 on
+
+
 def forget_processes() -> None:
-    """Removes the process group and the environment of a strategy: a LOCAL_RANK promises processes nobody starts."""
+    """Removes the process group and the environment of a strategy and of W&B.
+
+    A LOCAL_RANK promises processes nobody starts, and a WANDB_SERVICE another working directory.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "WANDB_SERVICE")
     for name in [n for n in os.environ if n in names or "MASTER_" in n]:
         del os.environ[name]
 

@@ -37,6 +37,8 @@ def test_flops_with_attention_labels_and_conditions():
         flops.append(forward_flops(module))
     # Three blocks attend over 64 positions, each with four 1x1 convolutions and two products of matrices.
     assert flops[1] - flops[0] == 3 * (2 * 64 * 8 * 8 * 4 + 2 * 2 * 64 * 64 * 8)
+    network.to(memory_format=torch.channels_last)  # fused attention would not be counted
+    assert forward_flops(module) == flops[1]
 
 
 def test_a_network_with_other_arguments_has_no_flops():

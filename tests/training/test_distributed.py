@@ -1,12 +1,15 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import Brightness, digits, small_sample_metrics, tiny_module, trainer
 from lightning import Callback
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from lit_ddpm import ImportanceTimesteps
-from lit_ddpm.training.distributed import gather_results, interleave
+from lit_ddpm.training.distributed import gather_results, interleave, shard
 
 
 def test_interleaving_keeps_the_order():
@@ -61,3 +64,11 @@ def test_importance_gathers_the_losses_of_all_ranks(tmp_path):
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(states[0]["losses"], states[1]["losses"])
     assert int(states[0]["counts"].sum()) == 4 * 256
+
+
+def test_an_old_torch_cannot_shard(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "set_reshard_after_forward", raising=False)
+    with pytest.raises(
+        ValueError, match=rf"sharded weights need torch 2.8 or later; this is {re.escape(torch.__version__)}"
+    ):
+        shard(nn.Linear(1, 1), mesh=None)

@@ -31,7 +31,7 @@ def test_what_does_not_fit_the_data_is_refused_before_training(settings, message
     ],
 )
 def test_a_fit_logs_what_would_be_faster(monkeypatch, caplog, capabilities, size, settings, precision, hint):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0)
     module = tiny_module(**settings)
     module.image_shape = (1, size, size)

@@ -1,0 +1,62 @@
+"""The cost of a configuration: counted FLOPs, and hours on a GPU as an estimate.
+
+FLOPs of a network call are counted by `torch.utils.flop_counter`; a training step counts as three calls. The hours
+follow from the peak of the GPU (dense bf16, from its data sheet) and an assumed share of it that is reached.
+"""
+
+from argparse import Namespace
+
+from benchmarks.common.report import table
+from lit_ddpm.callbacks import SampleMetrics
+from lit_ddpm.cli.app import DDPMCLI
+from lit_ddpm.training.cost import PASSES, forward_flops, quantity
+
+PEAKS = {"A100": 312e12, "H100": 989e12}
+UTILIZATION = (0.2, 0.4)
+
+OPTIONS = {
+    "--configs": {"nargs": "+", "default": ["cifar10", "cifar10_hour"], "help": "shipped configurations or files"},
+    "--train_images": {"type": int, "default": 45_000},
+    "--test_images": {"type": int, "default": 10_000},
+}
+
+
+def cost(config: str, train_images: int, test_images: int) -> dict[str, float]:
+    """Returns parameters, FLOPs of a network call, steps, and FLOPs of training, the exact bound and FID."""
+    cli = DDPMCLI(["--config", config, "--trainer.accelerator=cpu", "--trainer.precision=32-true"], run=False)
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    module.image_shape = data.image_shape
+    flops = forward_flops(module)
+    assert flops is not None
+    steps = trainer.max_epochs * (train_images // data.batch_size)
+    calls = module.sampler.num_steps or module.denoiser.schedule.num_steps
+    samples = sum(callback.num_samples for callback in trainer.callbacks if isinstance(callback, SampleMetrics))
+    return {
+        "parameters": sum(weight.numel() for weight in module.denoiser.network.parameters()),
+        "network call": flops,
+        "steps": steps,
+        "training": PASSES * flops * steps * data.batch_size,
+        "exact bound": flops * test_images * module.denoiser.schedule.num_steps,
+        "FID": flops * samples * calls,
+    }
+
+
+def hours(flops: float, peak: float) -> str:
+    """Returns the hours at the utilizations, ``"7.6 to 15"``."""
+    low, high = (flops / (peak * share) / 3600 for share in sorted(UTILIZATION, reverse=True))
+    return f"{low:.2g} to {high:.2g}" if flops else "none"
+
+
+def main(args: Namespace) -> dict[str, dict[str, float]]:
+    """Prints a table for each configuration."""
+    figures = {config: cost(config, args.train_images, args.test_images) for config in args.configs}
+    shares = " to ".join(f"{share:.0%}" for share in UTILIZATION)
+    for config, found in figures.items():
+        size = f"{quantity(found['parameters'])} parameters, {quantity(found['network call'])}FLOPs for a network call"
+        print(f"\n`{config}`: {size}, {found['steps']:,} steps\n")
+        parts = ("training", "exact bound", "FID")
+        rows = [[part, f"{found[part]:.2g}", *(hours(found[part], peak) for peak in PEAKS.values())] for part in parts]
+        print(table(["", "FLOPs", *(f"{name} hours (estimate)" for name in PEAKS)], rows))
+    peaks = ", ".join(f"{name} {peak / 1e12:.0f} TFLOP/s" for name, peak in PEAKS.items())
+    print(f"\nAssumed: {shares} of the peak ({peaks}).")
+    return figures
