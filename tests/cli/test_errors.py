@@ -182,9 +182,3 @@ def test_an_error_of_a_users_dataset_in_a_worker_keeps_its_traceback():
 
 def test_plain_messages_are_unchanged():
     assert one_sentence("plain") == "plain"
-
-
-def test_a_missing_extra_names_its_installation(monkeypatch, capsys):
-    monkeypatch.setattr("lit_ddpm.cli.app.find_spec", lambda name: None)
-    message = error_of(capsys, ["fit", "--config", "digits", "--config", "wandb"])
-    assert message == 'lit-ddpm: error: WandbLogger needs wandb: pip install "lit-ddpm[wandb]".'
