@@ -24,6 +24,7 @@ from lit_ddpm.__main__ import main
 from lit_ddpm.compare import command as compare_command
 from lit_ddpm.diffusion.ledger import Report
 
+README = text_of(ROOT / "README.md")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 FEW = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1}
 QUIET = ["--trainer.callbacks=[]", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -32,6 +33,7 @@ CHANGES = (  # a tenth of the steps, a narrow network and few data
     (r"(LogSNRSchedule\(|CosineSchedule\(num_steps=)100\b", r"\g<1>10"),
     (r"\bbatch_size=\d+", "batch_size=8"),
     (r"\bwidth=\d+", "width=8"),
+    (r"\bevery_n_epochs=\d+", "every_n_epochs=1"),
 )
 
 
@@ -100,8 +102,8 @@ def run_lit_ddpm(command: str, *args: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_every_block_of_a_page_runs(page, page_directory):
-    found = [block for block in blocks(page) if block.runs_here]
     text = text_of(page)
+    found = [block for block in blocks(text) if block.runs_here]
     if "DIRECTORY" in text:
         write_mnist(".", "DIRECTORY", train=1, test=10_000)
         for file in Path("DIRECTORY/raw").glob("t10k*"):
@@ -120,7 +122,11 @@ def test_every_block_of_a_page_runs(page, page_directory):
     for pattern, replacement in CHANGES:
         script = re.sub(pattern, replacement, script)
     Path("page.py").write_text(script)
+    before = set(Path().rglob("*"))
     runpy.run_path("page.py", run_name="__main__")
+    written = {path.name for path in set(Path().rglob("*")) - before}
+    assert any(name.startswith("step_") for name in written) == ("SampleGrid(" in script)
+    assert ("ledger.json" in written) == (".test(" in script)
     for name, program in examples().items():
         if program in text:
             check_example(name, program)
@@ -143,14 +149,20 @@ def test_the_examples_are_those_of_the_pages():
 
 
 def test_the_two_commands_are_the_first_block_of_the_readme():
-    first, *_ = (block.text.splitlines() for block in blocks(ROOT / "README.md"))
+    first, *_ = (block.text.splitlines() for block in blocks(README))
     assert first[0].startswith("pip install -e . && lit-ddpm fit --config digits && lit-ddpm test")
     assert first[1] == 'pip install -e ".[test]" && pytest'
 
 
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.]+)\)|src=\"([\w/.]+)\"", README))), ids="".join)
+def test_linked_files_of_the_readme_exist(path):
+    assert (ROOT / "".join(path)).exists()
+
+
 def test_the_program_without_lightning():
-    text = (ROOT / "docs" / "extending.md").read_text().split("## Without Lightning")[1]
-    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    section = text_of(ROOT / "docs" / "extending.md").split("## Without Lightning")[1]
+    first, second = (block.text for block in blocks(section))
+    assert len([line for line in first.split("\n\n")[1].splitlines() if line.strip()]) == 10
     program = "import sys\nsys.modules['lightning'] = None  # importing it raises\n" + first + second
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -35,9 +35,9 @@ def text_of(page: Path) -> str:
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
-def blocks(page: Path) -> list[Block]:
-    """Returns the code blocks of a page."""
-    return [Block(*match.groups(default="")) for match in FENCE.finditer(text_of(page))]
+def blocks(text: str) -> list[Block]:
+    """Returns the code blocks of a Markdown text."""
+    return [Block(*match.groups(default="")) for match in FENCE.finditer(text)]
 
 
 def commands(block: Block) -> Iterator[list[str]]:
