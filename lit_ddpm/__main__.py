@@ -23,6 +23,8 @@ Trains, measures, samples and compares denoising diffusion models.
   validate   estimates the bound                  lit-ddpm validate --ckpt_path runs/digits/checkpoints/best.ckpt
   predict    draws samples into files             lit-ddpm predict --ckpt_path runs/digits/checkpoints/best.ckpt
   compare    trains objectives on equal terms     lit-ddpm compare --config digits --objectives kl,x0_mse
+  import     reads a model of diffusers           lit-ddpm import DIRECTORY --data cifar10
+  export     writes a model for diffusers         lit-ddpm export --ckpt_path BEST.ckpt --output_dir DIRECTORY
   configs    lists the shipped configurations     lit-ddpm configs digits > mine.yaml
 
 `lit-ddpm COMMAND --help` lists the options of a command; `lit-ddpm --version` prints the version."""
@@ -46,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     try:
+        known = [*DDPMCLI.subcommands(), "compare", "import", "export", "configs"]
         command, *options = (sys.argv[1:] if args is None else args) or ["--help"]
         if command in ("--help", "-h"):
             print(HELP)
@@ -57,8 +60,12 @@ def main(args: Sequence[str] | None = None) -> None:
             from lit_ddpm.compare.command import run_compare  # other commands start without it
 
             run_compare(options)
+        elif command in ("import", "export"):
+            from lit_ddpm.pipelines import commands  # as above
+
+            {"import": commands.run_import, "export": commands.run_export}[command](options)
         elif not command.startswith("-") and command not in DDPMCLI.subcommands():
-            stop(f"{command!r} is not a command: it must be {', '.join(DDPMCLI.subcommands())}, compare or configs.")
+            stop(f"{command!r} is not a command: it must be {', '.join(known[:-1])} or {known[-1]}.")
         else:
             DDPMCLI(with_run_config([command, *options]))
     except SIGTERMException:

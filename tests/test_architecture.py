@@ -10,7 +10,7 @@ import lit_ddpm
 
 PACKAGE = Path(lit_ddpm.__file__).parent
 # Each package imports from those before it, and from itself.
-ORDER = ["_internal", "nn", "diffusion", "metrics", "data", "training", "callbacks", "cli", "compare"]
+ORDER = ["_internal", "nn", "diffusion", "metrics", "data", "training", "callbacks", "cli", "pipelines", "compare"]
 WITHOUT_LIGHTNING = ORDER[:4]
 
 

@@ -2,19 +2,15 @@
 
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from benchmarks.common.clock import now, seconds
-
-if TYPE_CHECKING:
-    from lit_ddpm import Denoiser, Parametrization
 
 IMAGE_SIZE = 32
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -81,8 +77,8 @@ class Library(ABC):
         """Samples images in [-1, 1], ``[B, C, H, W]``, by DDIM with the averaged weights."""
 
     @abstractmethod
-    def denoiser(self) -> "Denoiser":
-        """Returns the averaged model, for the variational bound; training cannot continue after it."""
+    def denoiser(self) -> Any:
+        """Returns the averaged model as a `Denoiser`, for the variational bound; training cannot continue after it."""
 
     def num_parameters(self) -> int:
         """Counts the network's parameters."""
@@ -123,25 +119,3 @@ class StepTimer:
     def durations(self) -> list[float]:
         """Returns the seconds of each step but the first."""
         return [after - before for before, after in pairwise(self.times)]
-
-
-class ZeroBasedNetwork(nn.Module):
-    """Another library's network, called with timesteps 1..T.
-
-    Args:
-        function: Its output for images ``[B, C, H, W]`` at timesteps 0..T-1 ``[B]``.
-    """
-
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    @override
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.function(x_t, t - 1)
-
-    def denoiser(self, betas: Tensor, parametrization: "Parametrization") -> "Denoiser":
-        """Makes a `Denoiser` for a noise schedule ``[T]``, clipped as in the library's sampler."""
-        from lit_ddpm import BetaSchedule, Denoiser  # not at the start-up of another library, which is timed
-
-        return Denoiser(self, BetaSchedule(betas.double().tolist()), parametrization, clip=True)

@@ -9,7 +9,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from torch import Tensor
 from typing_extensions import override
 
-from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer, ZeroBasedNetwork
+from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
 
 
 class DenoisingDiffusionPytorch(Library):
@@ -69,7 +69,13 @@ class DenoisingDiffusionPytorch(Library):
 
     @override
     def denoiser(self) -> Any:
-        from lit_ddpm import VParametrization
+        from lit_ddpm import (  # not at the start-up of the library, which is timed
+            BetaSchedule,
+            Denoiser,
+            VParametrization,
+        )
+        from lit_ddpm.nn import NetworkAdapter
 
         averaged = self.trainer.ema.ema_model.eval()
-        return ZeroBasedNetwork(averaged.model).denoiser(averaged.betas, VParametrization())
+        network, schedule = NetworkAdapter(averaged.model, time_offset=-1), BetaSchedule(averaged.betas.double())
+        return Denoiser(network, schedule, VParametrization(), clip=True)

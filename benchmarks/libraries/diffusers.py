@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from typing_extensions import override
 
-from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer, ZeroBasedNetwork
+from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
 
 GUIDE: dict[str, Any] = {
     "block_out_channels": (128, 128, 256, 256, 512, 512),
@@ -96,11 +96,13 @@ class Diffusers(Library):
 
     @override
     def denoiser(self) -> Any:
-        from lit_ddpm import EpsParametrization
+        from lit_ddpm import BetaSchedule, Denoiser, EpsParametrization  # not at the start-up of the library
+        from lit_ddpm.nn import DiffusersUNet
 
         network = self.accelerator.unwrap_model(self.network).eval()
         self.ema.copy_to(network.parameters())
-        return ZeroBasedNetwork(lambda x, t: network(x, t).sample).denoiser(self.scheduler.betas, EpsParametrization())
+        schedule = BetaSchedule(self.scheduler.betas.double())
+        return Denoiser(DiffusersUNet.from_unet(network), schedule, EpsParametrization(), clip=True)
 
 
 class _Folder(Dataset[Tensor]):

@@ -1,5 +1,6 @@
 """LightningCLI for diffusion models: run directories, safe checkpoints and default callbacks."""
 
+import logging
 import os
 import uuid
 from importlib.util import find_spec
@@ -52,6 +53,15 @@ class DDPMCLI(LightningCLI):
             args=None if args is None else with_config_files(args),
             run=run,
         )
+
+    @classmethod
+    def without_command(cls, args: list[str]) -> "DDPMCLI":
+        """Builds model, data and Trainer, without the messages that the commands print later."""
+        logging.disable(logging.INFO)
+        try:
+            return cls(args, run=False)
+        finally:
+            logging.disable(logging.NOTSET)
 
     @staticmethod
     @override

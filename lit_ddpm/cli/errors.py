@@ -1,5 +1,6 @@
 """Bad input as one readable sentence, from any library that reports it."""
 
+import argparse
 import inspect
 import os
 import pkgutil
@@ -31,7 +32,7 @@ PACKAGE = Path(__file__).parent.parent
 TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
 
 # Packages whose frames are not a user's program, next to the standard library and those above.
-LIBRARIES = {"PIL", "datasets", "fsspec", "huggingface_hub", "lightning_utilities", "matplotlib", "numpy"}
+LIBRARIES = {"PIL", "datasets", "diffusers", "fsspec", "huggingface_hub", "lightning_utilities", "matplotlib", "numpy"}
 LIBRARIES |= {"pyarrow", "safetensors", "sklearn", "tensorboard", "torch_fidelity", "torchmetrics", "torchvision"}
 LIBRARIES |= {"tqdm", "wandb", "yaml"}
 
@@ -52,6 +53,17 @@ def stop(message: str) -> NoReturn:
     """Ends the process with one line on stderr and exit code 2."""
     print(f"lit-ddpm: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that reports an error in one sentence and shows defaults; it does not complete abbreviations."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False)
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        stop(f"{self.prog.split()[-1]}: {message}")
 
 
 def shows_tracebacks() -> bool:

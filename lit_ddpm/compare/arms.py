@@ -1,7 +1,6 @@
-"""The arms of a comparison: one configuration with a different overlay for each."""
+"""The arms of a comparison: one configuration with a different overlay for each, and trained models."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.configs import find_config, shipped_configs
 from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.run_directory import RunDirectory
 
 
 def _x0_mse(weighting: str) -> dict[str, Any]:
@@ -33,11 +33,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 class Arm:
     """One configuration of a comparison."""
 
-    name: str  # of the built-in objective or of the overlay's file
+    name: str  # of the built-in objective, the overlay's file or the run of a trained model
     config: dict[str, Any]  # complete, for ``fit``
     module: DDPM  # untrained
     trainer: lightning.Trainer  # for the budget and the precision
     data: Any
+    checkpoint: Path | None = None  # of a trained model, which is only measured
 
     @property
     def output_dtype(self) -> torch.dtype:
@@ -52,18 +53,11 @@ class Arm:
 def resolve_arms(
     configs: Sequence[str | Path], objectives: Sequence[str | Path], overrides: Sequence[str]
 ) -> list[Arm]:
-    """Returns the arms of a comparison after checking them.
-
-    See `lit_ddpm.compare.compare` for the arguments.
-    """
-    if not objectives:
-        raise ValueError("objectives is empty: name at least one arm.")
+    """Returns the arms to train after checking them; see `lit_ddpm.compare.compare` for the arguments."""
+    if bool(configs) != bool(objectives):
+        raise ValueError("arms to train need both --config and --objectives.")
     names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
-    for name, one in zip(names, objectives, strict=True):
-        if names.count(name) > 1:
-            raise ValueError(
-                f"two arms have the name {name!r}: rename the file of an overlay, since its name is that of the arm."
-            )
+    for one in objectives:
         if str(one) not in OBJECTIVES and str(one) not in shipped_configs() and not Path(one).is_file():
             built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("arms"))
             raise ValueError(
@@ -79,12 +73,52 @@ def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, ov
         overlay = f"--model.objective={json.dumps(built_in)}"
     else:
         overlay = f"--config={find_config(objective, setting='objective')}"
-    logging.disable(logging.INFO)  # every run prints the messages of Lightning anyway
-    try:
-        cli = DDPMCLI([*args, overlay, *overrides], run=False)
-    finally:
-        logging.disable(logging.NOTSET)
+    return _arm(name, [*args, overlay, *overrides])
+
+
+def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> list[Arm]:
+    """Returns the arms of trained models, by their run directories or checkpoints; they have the name of the run."""
+    arms = []
+    for model in map(Path, models):
+        checkpoint = RunDirectory(model).best_or_last_checkpoint() if model.is_dir() else model
+        run = RunDirectory.of_checkpoint(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
+        if run is None:
+            raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
+        arms.append(_arm(run.path.name, [f"--config={run.config}", *overrides], checkpoint))
+    return arms
+
+
+def check_arms(arms: Sequence[Arm]) -> None:
+    """Raises a ValueError if there is no arm, two have the same name, or their images differ."""
+    if not arms:
+        raise ValueError(
+            "there is nothing to compare: name arms with --config and --objectives, or runs with --models."
+        )
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        if names.count(arm.name) > 1:
+            raise ValueError(
+                f"two arms have the name {arm.name!r}: rename the file of an overlay or the directory of a run, since "
+                "its name is that of the arm."
+            )
+        if _dataset(arm) != _dataset(arms[0]):
+            raise ValueError(
+                f"the data of {arm.name} and {arms[0].name} differ: they are compared on the same images only. Set "
+                "--data for all."
+            )
+
+
+def _dataset(arm: Arm) -> Any:
+    """Returns the configuration of the data, without the settings of its loaders."""
+    data = json.loads(json.dumps(arm.config["data"]))
+    for setting in ("batch_size", "eval_batch_size", "flip", "num_workers"):
+        data.get("init_args", {}).pop(setting, None)
+    return data
+
+
+def _arm(name: str, args: list[str], checkpoint: Path | None = None) -> Arm:
+    cli = DDPMCLI.without_command(args)
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    return Arm(name, config, cli.model, cli.trainer, cli.datamodule)
+    return Arm(name, config, cli.model, cli.trainer, cli.datamodule, checkpoint)

@@ -22,7 +22,6 @@ from lit_ddpm.compare.runs import Run
 from lit_ddpm.data.pixels import Standardization, to_float
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.training.checkpoint import STATE_KEY, load_checkpoint
-from lit_ddpm.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,13 +43,15 @@ MIN_WIDTH = 320  # of a sample grid, in pixels
 def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path: Path) -> None:
     """Writes the report; the samples and configurations are those of the runs."""
     runs_with_samples = {run.arm.name: run for run in runs if run.draws_samples and run.arm.name in comparison.results}
+    measured = ", ".join(arm.name for arm in comparison.arms if arm.checkpoint is not None)
     seeds = "one seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     errors = "over the test images" if comparison.num_seeds == 1 else "over the seeds"
     versions = f"lit_ddpm with torch {torch.__version__} and lightning {lightning.__version__}"
     parts = [
         f"<h1>{escape(' · '.join(comparison.results))}</h1><pre>{escape(command)}</pre>",
         f"<p>{seeds}; the arms of a seed have the same initial weights if their networks are the same, the same "
-        "data order, the same timesteps and noise at each step, and the same budget. ± is the standard error "
+        "data order, the same timesteps and noise at each step, and the same budget. "
+        f"{f'Trained before, and only measured here: {escape(measured)}. ' if measured else ''}± is the standard error "
         f"{errors}. Bold: {comparison.rule()}.</p>",
         "<h2>Results on the test images</h2>",
         _table(comparison, comparison.columns()),
@@ -58,7 +59,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
         "test images, averaged over t = 2..T.</p>",
         _table(comparison, comparison.cross_evaluation()),
         '<h2>Samples</h2><p>The same initial noise for every arm.</p><div class="row samples">',
-        *(_figure(picture, name) for name, run in runs_with_samples.items() for picture in _sample_grids(run.files)),
+        *(_figure(picture, name) for name, run in runs_with_samples.items() for picture in _sample_grids(run)),
         '</div><h2>KL terms, weights and rate-distortion curves</h2><div class="row">',
         *(_figure(picture, caption) for caption, picture in _overlays(comparison).items()),
         "</div><h2>Equivalence audit</h2><p>Values and gradients of the full KL and of the weighted x0-MSE, "
@@ -94,13 +95,14 @@ def _figure(image: Image.Image, *captions: str) -> str:
     return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _sample_grids(files: RunDirectory) -> list[Image.Image]:
+def _sample_grids(run: Run) -> list[Image.Image]:
     """Returns the picture of the samples of a run; none if they are not sequences, images or volumes."""
-    with np.load(files.predictions / "samples.npz") as file:
+    predictions = run.files.predictions
+    with np.load(predictions / "samples.npz") as file:
         samples = torch.from_numpy(file["arr_0"])
-    state = load_checkpoint(files.last_checkpoint)[STATE_KEY]
+    state = load_checkpoint(run.checkpoint)[STATE_KEY]
     levels, values = state["data_levels"] or 256, state["standardization"]
-    if list(files.predictions.glob("*.png")):  # [N, H, W, C] in the range of their type
+    if list(predictions.glob("*.png")):  # [N, H, W, C] in the range of their type
         samples, levels = samples.permute(0, 3, 1, 2), 256 if samples.dtype == torch.uint8 else levels
     if samples.ndim - 2 not in DRAWN_DIMS:
         return []

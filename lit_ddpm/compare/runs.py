@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ class Run:
         return f"{self.arm.name}, seed {self.seed}"
 
     @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that is measured."""
+        return self.arm.checkpoint or self.files.last_checkpoint
+
+    @property
     def done(self) -> bool:
         """Whether all commands are complete."""
         return "test" in self._durations()
@@ -86,23 +92,24 @@ class Run:
             )
 
     def execute(self) -> None:
-        """Fits, draws samples and tests; resumes from the last checkpoint if there is one.
+        """Fits unless the model is trained, draws samples and tests; resumes from the last checkpoint if there is one.
 
         Raises a `subprocess.CalledProcessError` if a command fails; the log contains the reason.
         """
         files = self.files
-        resumes = files.last_checkpoint.is_file()
-        if not resumes and files.path.exists():
+        resumes, trains = files.last_checkpoint.is_file(), self.arm.checkpoint is None
+        if trains and not resumes and files.path.exists():
             shutil.rmtree(files.path)
         files.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(files.arm_config) as partial:
             partial.write_text(self.config_yaml())
         # With a checkpoint the configuration of the run is used; it also contains the identifier of a W&B run.
-        last_checkpoint_args = ["--ckpt_path", str(files.last_checkpoint)]
-        commands = {"fit": last_checkpoint_args if resumes else ["--config", str(files.arm_config)]}
+        config_args, checkpoint_args = ["--config", str(files.arm_config)], ["--ckpt_path", str(self.checkpoint)]
+        model_args = checkpoint_args if trains else [*config_args, *checkpoint_args]
+        commands = {"fit": checkpoint_args if resumes else config_args} if trains else {}
         if self.draws_samples:
-            commands["predict"] = [*last_checkpoint_args, f"--num_samples={NUM_SAMPLES}"]
-        commands["test"] = last_checkpoint_args
+            commands["predict"] = [*model_args, f"--num_samples={NUM_SAMPLES}"]
+        commands["test"] = model_args
         for command, args in commands.items():
             durations = self._durations()
             if command not in durations:
@@ -172,8 +179,9 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
         step, call = _seconds(train, at_most), _seconds(evaluate, at_most)
     module.to("cpu")
     module.zero_grad()
-    epochs = trainer.max_epochs or 0
-    steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
+    epochs = trainer.max_epochs or 0 if arm.checkpoint is None else 0
+    limited = trainer.max_steps > 0 and arm.checkpoint is None
+    steps = trainer.max_steps if limited else epochs * len(data.train_dataloader())
     metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
     sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
     return float(2 * STARTUP_SECONDS + steps * step + (images * T + sampled) * call / batch)

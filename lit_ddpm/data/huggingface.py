@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.extras import import_extra
 from lit_ddpm.data.base import SPLITS
 from lit_ddpm.data.decoded import DecodedDataModule
 from lit_ddpm.data.decoded_images import DecodedImages
@@ -87,10 +88,7 @@ class HuggingFaceDataModule(DecodedDataModule):
 
     @override
     def find(self) -> dict[str, DatasetRows]:
-        try:
-            import datasets
-        except ImportError:
-            raise ValueError('HuggingFaceDataModule needs datasets: pip install "lit-ddpm[huggingface]".') from None
+        datasets = import_extra("datasets", needed_by="HuggingFaceDataModule", extra="huggingface")
         options = {"name": self.name, "revision": self.revision, "data_files": self.data_files}
         try:
             if Path(self.path).is_dir() and self.data_files is None:

@@ -13,9 +13,12 @@ from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marg
 from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
 
-Variance = Literal["posterior", "beta", "learned"]
+Variance = Literal["posterior", "beta", "learned", "fixed_small", "fixed_large"]
 """The variance of ``p_theta``: the true posterior's sigma_q^2, beta_t (Ho et al. 2020, section 3.2), or learned: an
-interpolation of the two on a logarithmic scale for each pixel (Nichol and Dhariwal 2021, eq. 15)."""
+interpolation of the two on a logarithmic scale for each pixel (Nichol and Dhariwal 2021, eq. 15).
+
+``"fixed_small"`` and ``"fixed_large"`` are posterior and beta as in the code of Ho et al.: the variance at t = 1 is
+sigma_q^2 at t = 2, in place of beta_1."""
 
 
 @runtime_checkable
@@ -28,7 +31,10 @@ class ImageNetwork(Protocol):
 
 @runtime_checkable
 class ClassConditionalNetwork(Protocol):
-    """A network with the keyword argument ``label``, int64 ``[B]``; the value ``num_classes`` means "no label"."""
+    """A network with the keyword argument ``label``, int64 ``[B]``; the value ``num_classes`` means "no label".
+
+    A network without such a value has an attribute ``no_label`` that is False.
+    """
 
     num_classes: int | None
 
@@ -118,6 +124,11 @@ class Denoiser(nn.Module):
         return self.network.num_classes if isinstance(self.network, ClassConditionalNetwork) else None
 
     @property
+    def no_label(self) -> int | None:
+        """The label that means "no label", or None for a network without it."""
+        return self.num_classes if getattr(self.network, "no_label", True) else None
+
+    @property
     def cond_channels(self) -> int | None:
         """The channels of the network's condition, or None for a network without one."""
         return self.network.cond_channels if isinstance(self.network, ConditionalNetwork) else None
@@ -154,17 +165,13 @@ class Denoiser(nn.Module):
     ) -> Gaussian:
         """Returns ``p_theta(x_s|x_t)`` for a given estimate of x_0: the posterior mean with `x0_hat` in place of x_0.
 
-        Where s = 0 the true posterior has no variance, and the variance is beta, that of the whole step. A learned
-        variance at t = 1 lies between beta and the posterior variance at t = 2. Without a `fraction` a learned variance
-        is sigma_q^2.
+        A learned variance lies between that of ``"fixed_small"`` and beta. Without a `fraction` it is sigma_q^2.
         """
         c = posterior_coefficients(self.schedule, t, s)
         mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
-        var = model_variance(c.var, c.beta, self.variance)
         if fraction is None:
-            return Gaussian(mean, expand_like(var, x_t))
-        variance_at_2 = posterior_coefficients(self.schedule, 2).var
-        least = torch.where((c.var == 0) & (torch.as_tensor(t) == 1), torch.minimum(variance_at_2, c.beta), var)
+            return Gaussian(mean, expand_like(model_variance(self.schedule, t, s, self.variance), x_t))
+        least = model_variance(self.schedule, t, s, "fixed_small")
         low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
         return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
 
@@ -195,10 +202,19 @@ class Denoiser(nn.Module):
             return output, self.parametrization.x0_hat(self.schedule, output, x_t, t), fraction
 
 
-def model_variance(sigma_q2: Tensor, beta: Tensor, variance: Variance) -> Tensor:
-    """Returns the variance of ``p_theta``, the lower limit of a learned one; beta where sigma_q^2 is 0, as at t = 1."""
+def model_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor | None, variance: Variance) -> Tensor:
+    """Returns the variance of ``p_theta(x_s|x_t)``, float64 of the shape of t; sigma_q^2 for a learned one.
+
+    Where s = 0 the true posterior has no variance, and the variance is beta, that of the whole step.
+    """
     check_one_of("p_theta", get_args(Variance), variance=variance)
-    return beta if variance == "beta" else torch.where(sigma_q2 > 0, sigma_q2, beta)
+    c = posterior_coefficients(schedule, t, s)
+    large = variance in ("beta", "fixed_large")
+    var = c.beta if large else torch.where(c.var > 0, c.var, c.beta)
+    if variance in ("fixed_small", "fixed_large"):
+        last_step = (c.var == 0) & (torch.as_tensor(t) == 1)
+        var = torch.where(last_step, torch.minimum(posterior_coefficients(schedule, 2).var, c.beta), var)
+    return var
 
 
 @contextmanager

@@ -25,18 +25,20 @@ class GuidedDenoiser(Denoiser):
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
         parts = (denoiser.network, denoiser.schedule, denoiser.parametrization, denoiser.variance, denoiser.clip)
         super().__init__(*parts)
+        name = type(denoiser.network).__name__
         if denoiser.num_classes is None:
-            name = type(denoiser.network).__name__
             raise ValueError(f"guidance = {scale} needs a class-conditional network: num_classes of {name} is None.")
+        if denoiser.no_label is None:
+            raise ValueError(f'guidance = {scale} needs a network with "no label": no_label of {name} is False.')
         self.scale = scale
-        self.no_label = denoiser.num_classes
+        self.unconditional: int = denoiser.no_label
 
     @override
     def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
         t = self._timesteps(x_t, t)
         batch = len(x_t)
         doubled = {key: x.repeat(2, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) else x for key, x in cond.items()}
-        doubled["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.no_label)])
+        doubled["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.unconditional)])
         x_t, t = torch.cat([x_t, x_t]), t.expand(batch).repeat(2)
         _, x0_hat, fraction = self._call(x_t, t, doubled)
         with_label, without_label = x0_hat.chunk(2)
@@ -49,19 +51,20 @@ class LabelDropout:
     """Replaces training labels by "no label" at random, which classifier-free guidance needs."""
 
     probability: float  # of a replacement, in [0, 1)
-    num_classes: int | None  # also the value of "no label"; None for an unconditional network
+    no_label: int | None  # the value of "no label"; None for a network without it
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         if not 0 <= self.probability < 1:
             raise ValueError(f"label_dropout = {self.probability} must be in [0, 1).")
-        if self.probability > 0 and self.num_classes is None:
-            raise ValueError(f"label_dropout = {self.probability} needs a class-conditional network: set num_classes.")
+        if self.probability > 0 and self.no_label is None:
+            needed = 'a class-conditional network with "no label"'
+            raise ValueError(f"label_dropout = {self.probability} needs {needed}: set num_classes.")
 
     def __call__(self, cond: dict[str, Any]) -> dict[str, Any]:
         """Returns the keyword arguments with some labels replaced; draws from torch's global CPU generator."""
-        if self.probability == 0 or self.num_classes is None:
+        if self.probability == 0 or self.no_label is None:
             return cond
         label: Tensor = cond["label"]
         dropped = (torch.rand(len(label)) < self.probability).to(label.device)
-        return {**cond, "label": label.masked_fill(dropped, self.num_classes)}
+        return {**cond, "label": label.masked_fill(dropped, self.no_label)}

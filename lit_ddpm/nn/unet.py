@@ -234,10 +234,14 @@ class Upsample(nn.Module):
 
 def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Returns sines and cosines of `t` ``[B]``, float32 ``[B, width]`` (Vaswani et al. 2017)."""
+    angle = t[:, None].float() * sinusoidal_frequencies(width, max_period, t.device)
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width % 2))
+
+
+def sinusoidal_frequencies(width: int, max_period: float = 10_000.0, device: torch.device | None = None) -> Tensor:
+    """Returns the angular frequencies of `sinusoidal_embedding`, float32 ``[width // 2]``."""
     half = width // 2
-    power = torch.arange(half, device=t.device, dtype=torch.float32) / half
-    angle = t[:, None].float() * torch.exp(-math.log(max_period) * power)
-    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width - 2 * half))
+    return torch.exp(-math.log(max_period) * torch.arange(half, device=device, dtype=torch.float32) / half)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -131,6 +131,9 @@ def matching_weights(module: PlainHyperparameters, state_dict: Mapping[str, Any]
         raise ValueError(f"none of the {len(in_file)} weights of the checkpoint has a name and shape of the network.")
     left = [name for name in in_file if name not in taken]
     new = [name for name in in_module if name not in taken]
+    if not left and not new:
+        rank_zero_info(f"All {len(taken)} weights are taken from the checkpoint.")
+        return dict(state_dict)
     for what, names, shapes in (
         ("are taken from the checkpoint", taken, in_file),
         ("of the checkpoint are left, since the network has none of this name and shape", left, in_file),

@@ -115,7 +115,7 @@ class DDPM(CheckpointedModule):
         self.evaluator = BoundEvaluator(num_val_timesteps)  # `last_report` is that of the last validation or test
         self.gradient_guard = GradientGuard(max_skipped_steps)  # `skipped_steps` counts those of the fit
         self.data_defaults = DataDefaults(clip)
-        self._label_dropout = LabelDropout(label_dropout, self.num_classes)
+        self._label_dropout = LabelDropout(label_dropout, self.denoiser.no_label)
         self._make_optimizer = OptimizerFactory(optimizer, lr_scheduler)
         self._importance_feedback = ImportanceFeedback(self.timesteps)
         self._callbacks: list[Callback] = [

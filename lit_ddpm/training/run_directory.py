@@ -29,6 +29,7 @@ class RunDirectory:
         self.metrics = path / "metrics.csv"  # all logged scalars
         self.checkpoints = path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.ckpt"  # the one to resume from
+        self.best_checkpoint = self.checkpoints / "best.ckpt"  # the one with the lowest bound of the validation split
         self.samples = path / "samples"  # the sample grids and trajectories of a fit
         self.profile = path / "profile"  # the plots and tables of the bound by timestep
         self.ledger = path / "ledger.json"  # the report of the last test
@@ -49,6 +50,10 @@ class RunDirectory:
         run = cls(path.parent.parent)
         return run if path.parent == run.checkpoints and run.config.is_file() else None
 
+    def best_or_last_checkpoint(self) -> Path | None:
+        """Returns the checkpoint to measure, None without one."""
+        return next((path for path in (self.best_checkpoint, self.last_checkpoint) if path.is_file()), None)
+
     def prepare(self, new_run: bool) -> None:
         """Creates the directory.
 
@@ -67,6 +72,12 @@ class RunDirectory:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise ValueError(f"the run directory {self.path} is not writable ({error.strerror}).") from None
+
+    def last_test_step(self) -> int | None:
+        """Returns the x-axis position of the metrics of the last test, None without one."""
+        header, rows = _read_csv(self.metrics)
+        tests = [int(row["step"]) for row in rows if any(row[key] for key in header if "test/" in key)]
+        return tests[-1] if tests else None
 
     def rewind(self, step: int) -> None:
         """Removes the metrics of a fit after `step` optimizer steps, which a run that resumes there repeats."""

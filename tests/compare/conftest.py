@@ -1,7 +1,7 @@
 """A finished comparison."""
 
 import pytest
-from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON
+from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, run_here
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare.runs import Run
@@ -22,8 +22,3 @@ def finished(tmp_path_factory):
 def in_this_process(monkeypatch):
     """Runs the commands of a comparison here, since a new process takes five seconds to start."""
     monkeypatch.setattr(Run, "_run_process", run_here)
-
-
-def run_here(self, command, *args):
-    self.files.log.touch()
-    main([command, *args])

@@ -3,7 +3,7 @@ from helpers import DIGITS_CONFIG, SMALL_COMPARISON, compare_digits
 
 from lit_ddpm import X0MSE, X0Parametrization
 from lit_ddpm.__main__ import main
-from lit_ddpm.compare.arms import resolve_arms
+from lit_ddpm.compare.arms import check_arms, resolve_arms
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,9 @@ from lit_ddpm.compare.arms import resolve_arms
             "objective = kll is none of kl, x0_mse, simple, min_snr, none of the overlays hybrid, importance",
         ),
         (["kl", "kl"], "two arms have the name 'kl'"),
-        (["kl", "overlays/kl.yaml"], "two arms have the name 'kl'"),
         (["kl", "overlays/none.yaml"], "objective = overlays/none.yaml is none of"),
         (["overlays/kl.yaml"], "objective = overlays/kl.yaml is none of"),
-        ([], "objectives is empty"),
+        ([], "arms to train need both --config and --objectives"),
     ],
 )
 def test_unfit_arms_are_named(objectives, message, tmp_path, capsys):
@@ -40,3 +39,5 @@ def test_an_overlay_may_have_the_name_of_an_objective(tmp_path):
     assert arm.name == "kl"
     assert isinstance(arm.module.denoiser.parametrization, X0Parametrization)
     assert isinstance(arm.module.objective, X0MSE)  # that of the configuration
+    with pytest.raises(ValueError, match="two arms have the name 'kl'"):
+        check_arms([*resolve_arms([DIGITS_CONFIG], ["kl"], SMALL_COMPARISON), arm])

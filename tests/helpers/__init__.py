@@ -1,6 +1,7 @@
 """Small models, data and settings that the tests share."""
 
 from helpers.commands import (
+    CALLBACKS,
     COMPARED_OBJECTIVES,
     CONFIGS,
     DIGITS_CONFIG,
@@ -16,6 +17,7 @@ from helpers.commands import (
     fit_digits,
     kill_when,
     run_command,
+    run_here,
 )
 from helpers.documentation import PAGES, blocks, commands, text_of
 from helpers.evaluation import CountingFeatures, evaluations, fit_with_sample_metrics, small_sample_metrics
@@ -67,6 +69,7 @@ from helpers.training import (
 from helpers.wandb_history import read_wandb_artifacts, read_wandb_run
 
 __all__ = [
+    "CALLBACKS",
     "COMBINATIONS",
     "COMPARED_OBJECTIVES",
     "CONFIGS",
@@ -121,6 +124,7 @@ __all__ = [
     "read_wandb_run",
     "run_command",
     "run_files",
+    "run_here",
     "run_isolated",
     "same_weights",
     "set_up",

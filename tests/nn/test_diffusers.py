@@ -1,0 +1,98 @@
+"""UNet2DModel as a network."""
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from diffusers import UNet2DModel
+from helpers import CALLBACKS, error_of
+from helpers.pipelines import NETWORK, random_network
+
+from lit_ddpm import DDPM
+from lit_ddpm.__main__ import main
+from lit_ddpm._internal.config import as_config
+from lit_ddpm.nn import DiffusersUNet
+
+SMALL_UNET = [
+    "--model.network=lit_ddpm.nn.DiffusersUNet",
+    "--model.network.sample_size=8",
+    "--model.network.in_channels=1",
+    "--model.network.block_out_channels=[16, 32]",
+    "--model.network.down_block_types=[DownBlock2D, AttnDownBlock2D]",
+    "--model.network.up_block_types=[AttnUpBlock2D, UpBlock2D]",
+    "--model.network.norm_num_groups=8",
+]
+FEW = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+def test_the_configuration_is_that_of_the_model():
+    unet = UNet2DModel(**NETWORK, freq_shift=1, norm_eps=1e-6, num_class_embeds=4)
+    network = DiffusersUNet.from_unet(unet)
+    assert network.unet is unet
+    assert network.options == {"freq_shift": 1, "norm_eps": 1e-6}
+    config = as_config(network)
+    again = DiffusersUNet(**config["init_args"])
+    again.load_state_dict(network.state_dict())
+    x, t, label = torch.randn(2, 1, 8, 8), torch.tensor([1, 900]), torch.tensor([0, 3])
+    expected = unet.eval()(x, t - 1, class_labels=label).sample
+    torch.testing.assert_close(again.eval()(x, t, label), expected, rtol=0, atol=0)
+
+
+def test_labels():
+    network = DiffusersUNet(**NETWORK, num_classes=3)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 9])
+    assert network.unet.config.num_class_embeds == 4
+    torch.testing.assert_close(network(x, t), network(x, t, label=torch.tensor([3, 3])))
+    assert DDPM(network, guidance=2.0, label_dropout=0.1).denoiser.no_label == 3
+
+
+@pytest.mark.parametrize("objective", ["lit_ddpm.PosteriorKL", "lit_ddpm.X0MSE", "lit_ddpm.PredictionMSE"])
+def test_it_is_trained_under_every_objective(objective, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks = [callback for callback in CALLBACKS if "SampleMetrics" not in callback["class_path"]]
+    settings = [f"--model.objective={objective}", f"--trainer.callbacks={json.dumps(callbacks)}"]
+    settings += ["--model.schedule.num_steps=20", "--model.sampler.num_steps=4"]
+    main(["fit", "--config", "digits", *SMALL_UNET, *settings, *FEW, *QUIET])
+    saved = yaml.safe_load((tmp_path / "runs/digits/config.yaml").read_text())["model"]["init_args"]["network"]
+    assert saved["init_args"]["block_out_channels"] == [16, 32]
+    checkpoint = "runs/digits/checkpoints/last.ckpt"
+    module = DDPM.load_from_checkpoint(checkpoint, weights_only=True)
+    assert isinstance(module.denoiser.network, DiffusersUNet)
+    main(["export", "--ckpt_path", checkpoint, "--output_dir", "out", "--num_samples=0"])
+
+
+def test_a_learned_variance(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["--model.network.out_channels=2", "--config=learned_variance", "--trainer.callbacks=[]"]
+    main(["fit", "--config", "digits", *SMALL_UNET, *settings, "--model.network.out_channels=2", *FEW, *QUIET])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--model.network.options={widths: 3}"], "options = {'widths': 3} of DiffusersUNet"),
+        (["--model.network.norm_num_groups=7"], "num_channels"),
+        (["--model.network.up_block_types=[UpBlock2D]"], "same number of `down_block_types` as `up_block_types`"),
+        (["--model.network.in_channels=3"], "in_channels = 3 of DiffusersUNet does not fit images"),
+        (["--model.network.down_block_types=[DownBlock2D, Attention]"], "Attention does not exist"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(settings, message, capsys):
+    args = ["fit", "--config", "digits", *SMALL_UNET, *settings, "--trainer.fast_dev_run=true", *QUIET]
+    assert message in error_of(capsys, args)
+
+
+def test_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r'DiffusersUNet needs diffusers: pip install "lit-ddpm\[diffusers\]"'):
+        DiffusersUNet()
+    args = ["fit", "--config", "digits", *SMALL_UNET, "--trainer.fast_dev_run=true"]
+    assert 'pip install "lit-ddpm[diffusers]"' in error_of(capsys, args)
+
+
+def test_a_kind_of_labels_without_an_equivalent():
+    with pytest.raises(ValueError, match="class_embed_type = 'identity' of the UNet2DModel must be None"):
+        DiffusersUNet.from_unet(random_network(class_embed_type="identity"))
