@@ -20,6 +20,7 @@ from benchmarks.common.pipelines import pipeline_samples, train_pipeline
 from benchmarks.common.report import ratios, spread, table
 from lit_ddpm import AncestralSampler, Denoiser, DiscretizedGaussian, variational_bound
 from lit_ddpm.__main__ import main as lit_ddpm
+from lit_ddpm._internal.files import read_json_lines
 from lit_ddpm.data import DigitsDataModule, to_float, to_uint8
 from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.pipelines import load_pipeline
@@ -67,6 +68,7 @@ def main(args: Namespace) -> dict[str, Any]:
         )
         lit_ddpm(["test", "--ckpt_path", str(run.last_checkpoint), *quiet, *few])
         report, model = Report.load(run.ledger), load_pipeline(theirs)
+        (record,) = read_json_lines(run.sample_metrics)
     drawn = pipeline_samples(pipeline, 64)
     ours = model.sample(64, sampler=AncestralSampler())
     difference = float((drawn - ours.clamp(-1, 1)).abs().max())
@@ -74,6 +76,7 @@ def main(args: Namespace) -> dict[str, Any]:
     total = report.terms["total"]
     rows = [
         ["bits/dim", f"{total.value:.4f} ± {total.se_images:.4f}"],
+        [f"FID of {args.samples:,} samples", f"{record['metrics']['fid']:.2f}"],
         ["largest difference of 64 samples from the same noise", f"{difference:.1e}"],
         ["exact bound, s", spread(times["bound"])],
         ["its network calls alone, s", spread(times["calls"])],
@@ -85,4 +88,4 @@ def main(args: Namespace) -> dict[str, Any]:
             write_grid(
                 args.pictures / f"{name}.png", to_uint8(images).repeat_interleave(3, 2).repeat_interleave(3, 3), 8
             )
-    return {"bits_per_dim": total.value, "difference": difference, "seconds": times}
+    return {"bits_per_dim": total.value, "fid": record["metrics"]["fid"], "difference": difference, "seconds": times}

@@ -1,6 +1,7 @@
 """The arms of a comparison: one configuration with a different overlay for each, and trained models."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,11 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
         run = RunDirectory.of_checkpoint(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
         if run is None:
             raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
-        arms.append(_arm(run.path.name, [f"--config={run.config}", *overrides], checkpoint))
+        config = yaml.safe_load(run.config.read_text())
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump({key: config[key] for key in ("seed_everything", "model", "data", "trainer")}, file)
+            file.flush()
+            arms.append(_arm(run.path.name, [f"--config={file.name}", *overrides], checkpoint))
     return arms
 
 

@@ -61,7 +61,10 @@ def test_the_version(capsys):
         (["fit", "--config=runs/none.yaml"], "config = runs/none.yaml is neither a file nor a shipped configuration"),
         (["configs", "zzz"], "name = zzz is neither a file nor a shipped configuration: cifar10,"),
         (["compare", "--config", "digts", "--objectives", "kl"], "config = digts is neither a file"),
-        (["train"], "'train' is not a command: it must be fit, validate, test, predict, compare, import, export or configs."),
+        (
+            ["train"],
+            "'train' is not a command: it must be fit, validate, test, predict, compare, import, export or configs.",
+        ),
         (
             ["fit", "--model.objective=KL"],
             "model.objective = KL is not a class: it must be one of HybridObjective, Post",

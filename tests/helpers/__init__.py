@@ -1,5 +1,6 @@
 """Small models, data and settings that the tests share."""
 
+from helpers.checkpoints import write_checkpoints
 from helpers.commands import (
     CALLBACKS,
     COMPARED_OBJECTIVES,
@@ -134,6 +135,7 @@ __all__ = [
     "tiny_denoiser",
     "tiny_module",
     "trainer",
+    "write_checkpoints",
     "write_cifar",
     "write_image_folder",
     "write_mnist",

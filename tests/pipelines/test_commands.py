@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler
-from helpers import SMALL_COMPARISON, error_of, run_here
+from helpers import SMALL_COMPARISON, error_of, fit_digits, run_here
 from helpers.pipelines import random_pipeline
 
 from benchmarks.common.pipelines import pipeline_samples, train_pipeline
@@ -114,22 +114,26 @@ def test_an_export_of_an_imported_model_has_a_card(imported, trained, capsys):
 
 
 def test_trained_models_are_compared(imported, monkeypatch, capsys):
-    """An imported model and another variance of it."""
+    """An imported model, another variance of it, and a model that was trained here."""
     monkeypatch.setattr(Run, "_run_process", run_here)
     main(["import", "theirs", "--data", "digits", "--output_dir", "runs/large", "--model.variance=fixed_large"])
     small = [CALLBACKS, "--data.eval_batch_size=360", *QUIET]
-    models = ["--models", f"{imported},runs/large/checkpoints/last.ckpt", "--output_dir", "runs/compare"]
+    fit_digits()
+    trained = f"{imported},runs/large/checkpoints/last.ckpt,runs/digits"
+    models = ["--models", trained, "--output_dir", "runs/compare"]
     main(["compare", *models, *small])
     table = capsys.readouterr().out
     with Path("runs/compare/table.csv").open() as file:
         rows = {row["trained_with"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["theirs", "large"]
+    assert list(rows) == ["theirs", "large", "digits"]
+    assert rows["theirs"]["measured_with_digits"] == ""  # the timesteps of another schedule mean something else
     assert float(rows["theirs"]["bits/dim"]) != float(rows["large"]["bits/dim"])
     assert float(rows["theirs"]["measured_with_large"]) > 0
-    assert "2 of 2 runs to do" in table
+    assert "3 of 3 runs to do" in table
     assert not Path("runs/compare/theirs/seed_0/checkpoints").exists()  # nothing is trained
     report = Path("runs/compare/report.html").read_text()
-    assert f"--models {imported},runs/large/checkpoints/last.ckpt" in report
+    assert f"--models {trained}" in report
+    assert "Trained before, and only measured here: theirs, large, digits." in report
 
 
 IMPORT = ["import", "theirs", "--data"]
