@@ -58,8 +58,8 @@ def pipeline_samples(pipeline: DDPMPipeline, num_images: int, seed: int = 0) -> 
     pipeline.set_progress_bar_config(disable=True)
     T = pipeline.scheduler.config["num_train_timesteps"]
     with _noise_of(seed):
-        images: Tensor = pipeline(num_images, num_inference_steps=T, output_type="pt").images
-    return images * 2 - 1
+        images = pipeline(num_images, num_inference_steps=T, output_type="np").images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
 @contextmanager

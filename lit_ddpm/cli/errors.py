@@ -74,10 +74,10 @@ def shows_tracebacks() -> bool:
 def is_about_input(error: BaseException) -> bool:
     """Returns whether this package or a library recognized bad input, without a user's program on the way."""
     modules = _modules(error)[1:]  # the first one catches the error
-    cause = error.__cause__ or error.__context__
+    cause = _cause(error)
     while cause is not None:  # jsonargparse wraps the errors of constructors
         modules = _modules(cause) + modules
-        cause = cause.__cause__ or cause.__context__
+        cause = _cause(cause)
     packages = [module.split(".")[0] for module in modules]
     files = re.findall(r'File "([^<].*?)", line', str(error))  # of a worker process, whose traceback is in the message
     packages += map(_package_of, files)
@@ -88,6 +88,11 @@ def is_about_input(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return modules[-1].startswith(TRAINER_SETTINGS)
     return isinstance(error, (OSError, *RAISED_BY.get(packages[-1], ())))
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """Returns the error that another one was raised from or while handling, unless it was raised ``from None``."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _package_of(file: str) -> str:

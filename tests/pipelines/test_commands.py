@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,16 @@ IMPORT = ["import", "theirs", "--data"]
 )
 def test_wrong_commands_are_one_sentence(args, message, imported, capsys):
     assert message in error_of(capsys, args)
+
+
+@pytest.mark.parametrize("name", ["google/ddpm-cifar10-32", "nowhere"])
+def test_no_internet_is_one_sentence(name, monkeypatch, capsys):
+    def offline(*args, **kwargs):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    message = f"{name} is neither a directory nor a model on the Hub ("
+    assert message in error_of(capsys, ["import", name, "--data", "cifar10"])
 
 
 def test_another_directory_is_one_sentence(tmp_path, monkeypatch, capsys):
