@@ -30,6 +30,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
+CONFIG_KEYS = ("seed_everything", "model", "data", "trainer")
+"""The part of a run's configuration that does not belong to a command."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One configuration of a comparison."""
@@ -87,7 +91,7 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
             raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
         config = yaml.safe_load(run.config.read_text())
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump({key: config[key] for key in ("seed_everything", "model", "data", "trainer")}, file)
+            yaml.safe_dump({key: config[key] for key in CONFIG_KEYS if key in config}, file)
             file.flush()
             arms.append(_arm(run.path.name, [f"--config={file.name}", *overrides], checkpoint))
     return arms

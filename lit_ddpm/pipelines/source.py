@@ -1,6 +1,7 @@
 """The files of a pipeline or U-Net of diffusers, in a directory or on the Hugging Face Hub."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ class Source:
         is_remote = not folder.is_dir()
         if is_remote:
             folder = _download(name, "*.json")
+        around = (folder, *folder.resolve().parents[:2])  # a network alone may be part of a pipeline
+        for directory in around:
+            _check_components(name, _read(directory / "model_index.json"))
         configs = {place: _read(folder / place / "config.json") for place in NETWORK_FOLDERS}
         place = next((place for place, config in configs.items() if config), None)
         if place is None:
@@ -48,7 +52,7 @@ class Source:
         kind = configs[place].get("_class_name", "UNet2DModel")
         if kind != "UNet2DModel":
             raise ValueError(f"the network of {name} is a {kind}: it must be a UNet2DModel.")
-        return cls(name, is_remote, folder, place, _scheduler(name, folder), _read(folder / NOTES))
+        return cls(name, is_remote, folder, place, _scheduler(name, around), _read(folder / NOTES))
 
     def load_network(self) -> nn.Module:
         """Returns the ``UNet2DModel``.
@@ -97,12 +101,11 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
         )
 
 
-def _scheduler(name: str, folder: Path) -> dict[str, Any]:
-    """Returns the configuration of the scheduler; for a bare U-Net that of the pipeline around it, or the defaults."""
-    for place in (folder, *folder.resolve().parents[:2]):
-        _check_components(name, _read(place / "model_index.json"))
-        for file in (place / "scheduler" / "scheduler_config.json", place / "scheduler_config.json"):
-            if config := _read(file):
+def _scheduler(name: str, directories: Sequence[Path]) -> dict[str, Any]:
+    """Returns the configuration of the first scheduler in some directories; empty, the defaults, if there is none."""
+    for directory in directories:
+        for place in ("scheduler", "."):
+            if config := _read(directory / place / "scheduler_config.json"):
                 return config
     rank_zero_warn(
         f"{name} has no scheduler: that of Ho et al. 2020 is assumed, the default of DDPMScheduler. Set others with "

@@ -143,6 +143,10 @@ DAMAGES = {
         lambda d: edit(d / "model_index.json", _class_name="LDMPipeline", vqvae=["diffusers", "VQModel"]),
         r"is a LDMPipeline with vqvae: only pipelines of a unet and a scheduler",
     ),
+    "transformer": (
+        lambda d: (edit(d / "model_index.json", transformer=["diffusers", "DiT"]), shutil.rmtree(d / "unet")),
+        r"is a DDPMPipeline with transformer: only pipelines of a unet",
+    ),
     "other network": (lambda d: edit(d / UNET, _class_name="DiTTransformer2DModel"), r"is a DiTTransformer2DModel"),
     "other scheduler": (
         lambda d: edit(d / "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),
