@@ -33,10 +33,8 @@ def model_card(model: DDPM, name: str, run: RunDirectory | None, num_samples: in
 def _introduction(model: DDPM) -> str:
     shape = "x".join(map(str, model.image_shape or ()))
     weights = "averaged weights" if model.averaged else "weights"
-    return (
-        f"A denoising diffusion model of {shape} images with {model.levels} pixel levels, trained with lit_ddpm; the "
-        f"{weights} after {model.trained_steps:,} steps."
-    )
+    steps = f"; the {weights} after {model.trained_steps:,} steps" if model.trained_steps else ""  # none of an import
+    return f"A denoising diffusion model of {shape} images with {model.levels} pixel levels, from lit_ddpm{steps}."
 
 
 def _use(model: DDPM) -> str:

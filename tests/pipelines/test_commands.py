@@ -104,6 +104,7 @@ def test_an_export_of_an_imported_model_has_a_card(imported, trained, capsys):
     assert f"| fid | {record['metrics']['fid']:.4f} |" in card
     assert f"num_generated {record['protocol']['num_generated']}" in card
     assert "class_path: lit_ddpm.nn.DiffusersUNet" in card
+    assert "from lit_ddpm.\n" in card
     drawn = pipeline_samples(DDPMPipeline.from_pretrained("out"), 4)
     torch.testing.assert_close(drawn, pipeline_samples(trained[0], 4), rtol=0, atol=1e-4)
     assert load_pipeline("out").denoiser.variance == "fixed_small"
@@ -112,6 +113,7 @@ def test_an_export_of_an_imported_model_has_a_card(imported, trained, capsys):
     main(["fit", "--ckpt_path", LAST, *few])
     main(["export", "--ckpt_path", LAST, "--output_dir", "later", "--num_samples=0"])
     assert "Variational bound" not in Path("later/README.md").read_text()
+    assert "the averaged weights after 2 steps" in Path("later/README.md").read_text()
 
 
 def test_trained_models_are_compared(imported, monkeypatch, capsys):
