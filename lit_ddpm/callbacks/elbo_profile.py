@@ -121,5 +121,5 @@ def _weights(module: DDPM) -> tuple[list[float], list[float]]:
     """Returns the weights on the x0-MSE of the objective and of the KL, for t = 2..T."""
     denoiser = module.denoiser
     t = torch.arange(2, denoiser.schedule.num_steps + 1)
-    weights_of_kl = kl_weight(denoiser.schedule, t, denoiser.variance)
+    weights_of_kl = kl_weight(denoiser.schedule, t, denoiser.training_variance)
     return weight_on_x0_mse(module.objective, denoiser).tolist(), weights_of_kl.tolist()

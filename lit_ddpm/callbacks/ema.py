@@ -128,7 +128,7 @@ class EMA(WeightAveraging):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning would swap back here; the average stays for the other callbacks.
         if self._raw is not None and self.swapped:
-            report, _ = self._raw.report(trainer)
+            report = self._raw.report(trainer)
             pl_module.log(f"{report.key('val')}_raw", report.terms["total"].value)
         self._raw = None
 

@@ -57,6 +57,20 @@ def with_config_files(args: Sequence[str]) -> list[str]:
     return expanded
 
 
+def with_last_config(args: Sequence[str], file: str) -> list[str]:
+    """Inserts a configuration after the others and before the flags, which override them."""
+    command, *rest = args
+    configs, flags = [], []
+    remaining = iter(rest)
+    for arg in remaining:
+        flag, joined, _ = arg.partition("=")
+        if flag in ("--config", "-c"):
+            configs += [arg] if joined else [arg, next(remaining, "")]
+        else:
+            flags.append(arg)
+    return [command, *configs, f"--config={file}", *flags]
+
+
 def _bases_of(path: Path, children: tuple[Path, ...] = ()) -> list[Path]:
     """Returns the files that a configuration extends, the most basic first."""
     try:

@@ -63,7 +63,7 @@ def audit(
         seed: The seed of images and noise.
     """
     schedule, parametrization = denoiser.schedule, denoiser.parametrization
-    variance = "posterior" if denoiser.variance == "learned" else denoiser.variance
+    variance = "posterior" if denoiser.variance == "learned" else denoiser.training_variance
     bare = Denoiser(nn.Identity(), schedule, parametrization, variance)
     generator = keyed_generator("audit", seed)
     values: dict[str, list[Tensor]] = {str(dtype).removeprefix("torch."): [] for dtype in dtypes}

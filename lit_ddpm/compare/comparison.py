@@ -43,7 +43,10 @@ class Comparison:
     failed: dict[str, Path]  # the logs of failed runs by name of the run; resuming the comparison repeats them
 
     def columns(self) -> dict[str, dict[str, Value]]:
-        """Returns the terms of the bound, the sample metrics and the speed: for each column the values of the arms."""
+        """Returns the terms of the bound, the sample metrics and the speed: for each column the values of the arms.
+
+        The column ``best variance`` is the total with the best variance, see `Report.best_variance`.
+        """
         columns: dict[str, dict[str, Value]] = {}
         for arm, results in self.results.items():
             for term in ("total", "prior", "diffusion", "reconstruction"):
@@ -51,6 +54,9 @@ class Comparison:
                 name = results[0].report.unit if term == "total" else term
                 single_seed_error = entries[0].se_images
                 columns.setdefault(name, {})[arm] = _value([entry.value for entry in entries], single_seed_error)
+                best = [result.report.best_variance for result in results if result.report.best_variance is not None]
+                if term == "total" and len(best) == len(results):
+                    columns.setdefault("best variance", {})[arm] = _value(best, math.nan)
             for name in results[0].samples:
                 if not name.startswith("kid_std"):
                     values = [result.samples[name] for result in results]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,7 @@ from lit_ddpm._internal.checks import check_one_of
 from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
 from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
-
-Variance = Literal["posterior", "beta", "learned", "fixed_small", "fixed_large"]
-"""The variance of ``p_theta``: the true posterior's sigma_q^2, beta_t (Ho et al. 2020, section 3.2), or learned: an
-interpolation of the two on a logarithmic scale for each pixel (Nichol and Dhariwal 2021, eq. 15).
-
-``"fixed_small"`` and ``"fixed_large"`` are posterior and beta as in the code of Ho et al.: the variance at t = 1 is
-sigma_q^2 at t = 2, in place of beta_1."""
+from lit_ddpm.diffusion.variance import Variance, model_variance
 
 
 @runtime_checkable
@@ -92,7 +86,7 @@ class Denoiser(nn.Module):
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
             Its output has the shape of x_t, or for a learned variance twice the channels.
-        variance: The variance of ``p_theta``, see `Variance`.
+        variance: The variance of ``p_theta``, see `Variance`. An analytic one needs `x0_mse`.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
             sampling and to the variational bound alike, and never to `predict`, which training uses.
     """
@@ -117,6 +111,12 @@ class Denoiser(nn.Module):
         self.parametrization = parametrization
         self.variance: Variance = variance
         self.clip = clip
+        self.x0_mse: Tensor | None = None  # of validation images at t = 1..T, float64 [T] on the CPU
+
+    @property
+    def training_variance(self) -> Variance:
+        """The variance of the objectives: that of the posterior for an analytic one, whose errors are not constant."""
+        return "posterior" if self.variance == "analytic" else self.variance
 
     @property
     def num_classes(self) -> int | None:
@@ -162,18 +162,45 @@ class Denoiser(nn.Module):
         t: int | Tensor,
         s: int | Tensor | None = None,
         fraction: Tensor | None = None,
+        variance: Variance | None = None,
     ) -> Gaussian:
         """Returns ``p_theta(x_s|x_t)`` for a given estimate of x_0: the posterior mean with `x0_hat` in place of x_0.
 
-        A learned variance lies between that of ``"fixed_small"`` and beta. Without a `fraction` it is sigma_q^2.
+        A `variance` replaces that of the denoiser. Without a `fraction` a learned variance is sigma_q^2.
+
+        Raises:
+            ValueError: If an analytic variance has no `x0_mse`.
         """
+        variance = variance or self.variance
+        if variance == "analytic" and self.x0_mse is None:
+            raise ValueError(
+                "variance = 'analytic' needs the x0-MSE of validation images, which a fit measures: load a checkpoint "
+                "of a fit with validations and this schedule, or set x0_mse of the denoiser."
+            )
         c = posterior_coefficients(self.schedule, t, s)
         mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
         if fraction is None:
-            return Gaussian(mean, expand_like(model_variance(self.schedule, t, s, self.variance), x_t))
+            return Gaussian(mean, expand_like(model_variance(self.schedule, t, s, variance, self.x0_mse), x_t))
         least = model_variance(self.schedule, t, s, "fixed_small")
         low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
         return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
+
+    def measurements(self) -> dict[str, Tensor] | None:
+        """Returns what validations measured and the schedule that it belongs to, for a checkpoint; None if nothing."""
+        if self.x0_mse is None or not bool(self.x0_mse.any()):
+            return None
+        return {"x0_mse": self.x0_mse, "log_alpha_bar": self._log_alpha_bar()}
+
+    def load_measurements(self, measurements: dict[str, Tensor] | None) -> None:
+        """Restores `measurements`, unless they belong to another schedule."""
+        if measurements is None:
+            return
+        own, found = self._log_alpha_bar(), measurements["log_alpha_bar"]
+        if found.shape == own.shape and torch.allclose(found, own, rtol=1e-9):
+            self.x0_mse = measurements["x0_mse"]
+
+    def _log_alpha_bar(self) -> Tensor:
+        return self.schedule.log_alpha_bar(torch.arange(self.schedule.num_steps + 1))
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
         t = check_timesteps(t, 1, self.schedule.num_steps)
@@ -200,21 +227,6 @@ class Denoiser(nn.Module):
             fraction = (position + 1) / 2
         with torch.autocast(x_t.device.type, enabled=False):
             return output, self.parametrization.x0_hat(self.schedule, output, x_t, t), fraction
-
-
-def model_variance(schedule: Schedule, t: int | Tensor, s: int | Tensor | None, variance: Variance) -> Tensor:
-    """Returns the variance of ``p_theta(x_s|x_t)``, float64 of the shape of t; sigma_q^2 for a learned one.
-
-    Where s = 0 the true posterior has no variance, and the variance is beta, that of the whole step.
-    """
-    check_one_of("p_theta", get_args(Variance), variance=variance)
-    c = posterior_coefficients(schedule, t, s)
-    large = variance in ("beta", "fixed_large")
-    var = c.beta if large else torch.where(c.var > 0, c.var, c.beta)
-    if variance in ("fixed_small", "fixed_large"):
-        last_step = (c.var == 0) & (torch.as_tensor(t) == 1)
-        var = torch.where(last_step, torch.minimum(posterior_coefficients(schedule, 2).var, c.beta), var)
-    return var
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class GuidedDenoiser(Denoiser):
             raise ValueError(f"guidance = {scale} needs a class-conditional network: num_classes of {name} is None.")
         if denoiser.no_label is None:
             raise ValueError(f'guidance = {scale} needs a network with "no label": no_label of {name} is False.')
+        self.x0_mse = denoiser.x0_mse
         self.scale = scale
         self.unconditional: int = denoiser.no_label
 

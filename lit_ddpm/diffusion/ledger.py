@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_ddpm._internal.files import number_of, write_json
 from lit_ddpm.diffusion.bound import Bound, noise_variance
+from lit_ddpm.diffusion.variance import smooth_x0_mse
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
 
@@ -40,6 +41,7 @@ class Report:
     kl: list[float | None]  # the mean of each KL term over those calls, t = 2..T; None without a call
     x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
     given: tuple[str, ...] = ()  # the conditions of the model, such as "label": the bound is that of p(x_0 | given)
+    best_variance: float | None = None  # the total with the best variance at t = 2..T; None for an estimate
 
     def key(self, split: str) -> str:
         """Returns the key of the total in the logs."""
@@ -54,6 +56,8 @@ class Report:
             values |= {key: entry.value, f"{key}_se_images": entry.se_images}
             if term != "prior":  # it is exact
                 values[f"{key}_se_noise"] = entry.se_noise
+        if self.best_variance is not None:
+            values[f"{total_key}_best_variance"] = self.best_variance
         if self.baseline is not None:
             values[f"{total_key}_histogram"] = self.baseline.value
         return values
@@ -78,6 +82,8 @@ class Report:
         lines = [f"{'term':<24}{self.unit:>10}{'± images':>11}{'± noise':>11}"]
         lines += [f"{name:<24}{e.value:>10.4f}{e.se_images:>11.4f}{_se(e.se_noise):>11}" for name, e in rows]
         lines.insert(-1, "-" * len(lines[0]))
+        if self.best_variance is not None:
+            lines.append(f"{'with the best variance':<24}{self.best_variance:>10.4f}")
         if self.baseline is not None:
             lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
         lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
@@ -142,8 +148,17 @@ class Ledger:
         """Returns `Bound.second_moment` over all images, ``[T - 1]``."""
         return self._sums["second_moment"] / self._sums["count"]
 
-    def report(self, given: tuple[str, ...] = ()) -> Report:
+    def x0_mse(self) -> Tensor:
+        """Returns an estimate of the x0-MSE of the images at t = 1..T, ``[T]``; see `smooth_x0_mse`."""
+        return smooth_x0_mse(self._sums["squared_error"], self._sums["visits"])
+
+    def report(self, given: tuple[str, ...] = (), kl_weight: Tensor | None = None) -> Report:
         """Returns the report over all images, for a model under the conditions `given`.
+
+        With the `kl_weight` of the posterior variance, ``[T]`` for t = 1..T, an exact ledger contains the total of the
+        same network with the best variance, sigma_q^2 + c_0^2 m_t for the x0-MSE m_t at each t. The KL is then
+        ``ln(1 + 2 w_t m_t) / 2`` per dimension (Bao et al. 2022, "Analytic-DPM"). As m_t is that of these images, the
+        total is slightly too low.
 
         Raises:
             ValueError: If there are no images.
@@ -166,9 +181,15 @@ class Ledger:
         noise = {"diffusion": math.sqrt(variance / count) * scale}
         noise["reconstruction"] = terms["reconstruction"].se_images
         noise["total"] = math.hypot(*noise.values())
+        best_variance = None
+        if kl_weight is not None and self.num_calls == len(sums["visits"]):
+            x0_mse = sums["squared_error"] / sums["visits"]
+            diffusion = float(torch.log1p(2 * kl_weight * x0_mse)[1:].sum() / 2) * scale * dims
+            best_variance = terms["prior"].value + diffusion + terms["reconstruction"].value
         return Report(
             unit="bits/dim" if self.discrete else "nats/dim",
             terms={name: replace(value, se_noise=noise.get(name, 0.0)) for name, value in terms.items()},
+            best_variance=best_variance,
             baseline=baseline if baseline.value > 0 else None,
             num_images=count,
             num_calls=self.num_calls,

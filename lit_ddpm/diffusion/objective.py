@@ -60,14 +60,15 @@ class PosteriorKL(Objective):
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         x_0, x_t, x0_hat = (to_float64(x) for x in (pred.x_0, pred.x_t, pred.x0_hat))
         q = q_posterior(denoiser.schedule, x_t, x_0, pred.t.clamp(min=2))
-        p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction)
+        variance = denoiser.training_variance
+        p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction, variance=variance)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
         rows = (pred.t == 1).nonzero().flatten().to(x_0.device)
         if len(rows) > 0:
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
             fraction = pred.fraction[rows] if pred.fraction is not None else None
-            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, fraction=fraction)
+            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, fraction=fraction, variance=variance)
             nll = -self.decoder.log_prob(x_0[rows], p)
             loss = loss.index_copy(0, rows, nll.flatten(1).mean(1))
         return loss
@@ -206,6 +207,6 @@ def kl_forms(denoiser: Denoiser, pred: Prediction) -> tuple[Tensor, Tensor, Tens
     The first two are equal up to rounding. The second is ``w_t`` times the third plus `kl_constant`.
     """
     x0_mse = X0MSE()(denoiser, pred)
-    w_t = kl_weight(denoiser.schedule, pred.t, denoiser.variance)
-    constant = kl_constant(denoiser.schedule, pred.t, denoiser.variance)
+    w_t = kl_weight(denoiser.schedule, pred.t, denoiser.training_variance)
+    constant = kl_constant(denoiser.schedule, pred.t, denoiser.training_variance)
     return PosteriorKL()(denoiser, pred), w_t.to(x0_mse) * x0_mse + constant.to(x0_mse), x0_mse

@@ -8,9 +8,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm.diffusion.denoiser import Denoiser, Variance, model_variance
+from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
 from lit_ddpm.diffusion.schedule import Schedule
+from lit_ddpm.diffusion.variance import Variance, model_variance
 
 
 def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
@@ -56,7 +57,7 @@ class KLWeighting(Weighting):
 
     @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        return kl_weight(denoiser.schedule, t, denoiser.variance)
+        return kl_weight(denoiser.schedule, t, denoiser.training_variance)
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_ddpm._internal.extras import import_extra
-from lit_ddpm.diffusion.denoiser import Denoiser, Variance
+from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.parametrization import (
     EpsParametrization,
     Parametrization,
@@ -18,6 +18,7 @@ from lit_ddpm.diffusion.parametrization import (
 )
 from lit_ddpm.diffusion.sampler import AncestralSampler, DDIMSampler, Sampler
 from lit_ddpm.diffusion.schedule import BetaSchedule, CosineSchedule, LinearSchedule, Schedule
+from lit_ddpm.diffusion.variance import Variance
 
 PREDICTIONS: dict[str, type[Parametrization]] = {
     "epsilon": EpsParametrization,
@@ -116,6 +117,9 @@ def scheduler_config(denoiser: Denoiser) -> dict[str, Any]:
     if prediction is None:
         name, known = type(denoiser.parametrization).__name__, ", ".join(kind.__name__ for kind in names)
         raise ValueError(f"parametrization = {name} has no DDPMScheduler: it must be one of {known}.")
+    if denoiser.variance not in EXPORTED_VARIANCES:
+        allowed = ", ".join(EXPORTED_VARIANCES)
+        raise ValueError(f"variance = {denoiser.variance!r} has no DDPMScheduler: it must be one of {allowed}.")
     T = denoiser.schedule.num_steps
     return {
         "num_train_timesteps": T,

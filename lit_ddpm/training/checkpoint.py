@@ -40,6 +40,9 @@ class CheckpointedModule(PlainHyperparameters):
     @override
     def on_fit_start(self) -> None:
         self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
+        denoiser = cast("DDPM", self).denoiser
+        if denoiser.x0_mse is None:  # an analytic variance is that of the posterior until a validation measures it
+            denoiser.x0_mse = torch.zeros(denoiser.schedule.num_steps, dtype=torch.float64)
 
     @override
     def on_train_end(self) -> None:
@@ -60,6 +63,7 @@ class CheckpointedModule(PlainHyperparameters):
             "standardization": None if module.standardization is None else vars(module.standardization),
             "timesteps": module.timesteps.state_dict(),
             "evaluator": module.evaluator.state_dict(),
+            "denoiser": module.denoiser.measurements(),
             "unsaved_arguments": list(module.unsaved_arguments),
         }
 
@@ -77,6 +81,7 @@ class CheckpointedModule(PlainHyperparameters):
             if state["timesteps"]:
                 module.timesteps.load_state_dict(state["timesteps"])
             module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)
+            module.denoiser.load_measurements(state.get("denoiser"))
             self.lost_arguments = tuple(n for n in state["unsaved_arguments"] if n not in self.unsaved_arguments)
         self.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
         self.trained_steps = checkpoint.get("global_step", 0)

@@ -17,6 +17,7 @@ from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.ledger import Ledger, Report, histogram_nats
 from lit_ddpm.diffusion.objective import kl_forms
+from lit_ddpm.diffusion.weighting import kl_weight
 from lit_ddpm.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class SplitBound:
         self._histogram = data.train_histogram() if isinstance(data, HasHistogram) else None
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
         self._moment = second_moment
-        self._ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
+        self.ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
         self._num_seen = 0
         self._given: tuple[str, ...] = ()
 
@@ -97,16 +98,18 @@ class SplitBound:
         if len(x_0) == 0:
             return
         bound = variational_bound(
-            self.denoiser, x_0, self.decoder, self._ledger.num_calls, EVALUATION_SEED, index, self._moment, **cond
+            self.denoiser, x_0, self.decoder, self.ledger.num_calls, EVALUATION_SEED, index, self._moment, **cond
         )
-        self._ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
+        self.ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
 
-    def report(self, trainer: Trainer) -> tuple[Report, Tensor]:
-        """Returns the report over all ranks and `Bound.second_moment`, ``[T - 1]``; called once, at the end."""
+    def report(self, trainer: Trainer) -> Report:
+        """Returns the report over all ranks, whose sums the ledger then has; called once, at the end."""
         if self._world_size > 1:
             strategy = trainer.strategy
-            self._ledger.reduce(lambda sums: strategy.reduce(sums.to(strategy.root_device), reduce_op="sum"))
-        return self._ledger.report(self._given), self._ledger.second_moment()
+            self.ledger.reduce(lambda sums: strategy.reduce(sums.to(strategy.root_device), reduce_op="sum"))
+        schedule = self.denoiser.schedule
+        weight = kl_weight(schedule, torch.arange(1, schedule.num_steps + 1))
+        return self.ledger.report(self._given, weight)
 
 
 class BoundEvaluator:
@@ -114,7 +117,8 @@ class BoundEvaluator:
 
     Each validation of a fit passes its second moments to the next, which then needs fewer calls for the same precision.
     A checkpoint contains those that its own validation began with, so that validating it again gives the same numbers,
-    and those that it found, so that a resumed fit continues with the same numbers.
+    and those that it found, so that a resumed fit continues with the same numbers. A validation of a fit also measures
+    `Denoiser.x0_mse`.
 
     Args:
         num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
@@ -159,11 +163,13 @@ class BoundEvaluator:
 
     def finish(self, trainer: Trainer) -> Report:
         """Returns the report of the split over all ranks."""
-        assert self._bound is not None
-        self.last_report, moment = self._bound.report(trainer)
-        self._bound = None
+        bound = self._bound
+        assert bound is not None
+        self.last_report, self._bound = bound.report(trainer), None
         if trainer.validating:  # neither testing nor sanity checking
-            self._found_moment = moment
+            self._found_moment = bound.ledger.second_moment()
+            if trainer.state.fn == "fit":
+                bound.denoiser.x0_mse = bound.ledger.x0_mse()
         return self.last_report
 
     def state_dict(self) -> dict[str, Tensor | None]:

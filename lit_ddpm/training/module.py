@@ -15,13 +15,14 @@ from lit_ddpm.data.pixels import Standardization
 from lit_ddpm.data.protocols import DataInfo, HasHeldOut
 from lit_ddpm.diffusion.condition import Condition
 from lit_ddpm.diffusion.decoder import Decoder
-from lit_ddpm.diffusion.denoiser import Denoiser, Variance
+from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.guidance import GuidedDenoiser, LabelDropout
 from lit_ddpm.diffusion.objective import Objective, PredictionMSE, training_loss
 from lit_ddpm.diffusion.parametrization import EpsParametrization, Parametrization
 from lit_ddpm.diffusion.sampler import AncestralSampler, Sampler
 from lit_ddpm.diffusion.schedule import LinearSchedule, Schedule
 from lit_ddpm.diffusion.timesteps import TimestepSampler, UniformTimesteps
+from lit_ddpm.diffusion.variance import Variance
 from lit_ddpm.nn.unet import UNet
 from lit_ddpm.training.checkpoint import CheckpointedModule, warn_of_lost_optimization
 from lit_ddpm.training.cost import CostReport

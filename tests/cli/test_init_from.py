@@ -28,7 +28,7 @@ def test_a_fit_starts_from_the_averaged_weights_of_another_run(run, caplog):
     after = initial_weights(run)
     assert all(torch.equal(before["state_dict"][name], value) for name, value in after.items())
     assert "The initial weights are the averaged weights of step 6 in" in caplog.text
-    assert "0 weights are new and keep their initial values" in caplog.text
+    assert f"All {len(after)} weights are taken from the checkpoint." in caplog.text
 
 
 def test_classes_schedule_and_objective_may_be_others(run, caplog):

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -77,10 +78,14 @@ SHARDS = hasattr(FSDPModule, "set_reshard_after_forward")  # from torch 2.8 on
 
 
 def forget_processes() -> None:
-    """Removes the process group and the environment of a strategy and of W&B.
+    """Removes the process group and the environment of a strategy, and the run and the environment of W&B.
 
-    A LOCAL_RANK promises processes nobody starts, and a WANDB_SERVICE another working directory.
+    A LOCAL_RANK promises processes nobody starts, and a WANDB_SERVICE another working directory; a logger would add to
+    a run that is not finished.
     """
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(quiet=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "WANDB_SERVICE")
