@@ -19,7 +19,7 @@ tags: [diffusion, ddpm, lit-ddpm]
 
 def model_card(model: DDPM, name: str, run: RunDirectory | None, num_samples: int) -> str:
     """Returns the card as Markdown: use, samples, ledger, sample metrics and training configuration."""
-    sections = [f"{HEADER}\n# {name}", _introduction(model), _use(model)]
+    sections = [f"{HEADER}\n# {name}", _introduction(model), _use(model, name)]
     if num_samples:
         steps = len(model.sampler.timesteps(model.denoiser.schedule)) - 1
         sections.append(f"![Samples](samples.png)\n\n{type(model.sampler).__name__}, {steps} steps.")
@@ -37,9 +37,9 @@ def _introduction(model: DDPM) -> str:
     return f"A denoising diffusion model of {shape} images with {model.levels} pixel levels, from lit_ddpm{steps}."
 
 
-def _use(model: DDPM) -> str:
+def _use(model: DDPM, name: str) -> str:
     T = model.denoiser.schedule.num_steps
-    load = "from diffusers import DDPMPipeline\n\npipeline = DDPMPipeline.from_pretrained(DIRECTORY)"
+    load = f'from diffusers import DDPMPipeline\n\npipeline = DDPMPipeline.from_pretrained("{name}")'
     if model.num_classes is None:
         return f"```python\n{load}\nimages = pipeline(batch_size=4, num_inference_steps={T}).images\n```"
     no_label = "" if model.denoiser.no_label is None else f'; {model.num_classes} means "no label"'

@@ -55,7 +55,7 @@ def _unet2d(model: DDPM) -> nn.Module:
     network, shape = model.denoiser.network, model.image_shape
     if shape is None:
         raise ValueError("image_shape is unknown until the module has seen data: export a checkpoint of a fit.")
-    if model.data_levels is None and model.decoder is not None:
+    if model.decoder is not None and model.decoder.levels is None:
         raise ValueError("real-valued data has no DDPMPipeline: it draws images of pixel levels.")
     if isinstance(network, DiffusersUNet):
         return network.unet
@@ -70,7 +70,11 @@ def _samples(model: DDPM, num_images: int) -> Tensor:
     sampler.chunk_size = num_images
     num_steps = len(sampler.timesteps(model.denoiser.schedule)) - 1
     with tqdm(total=num_steps, desc=f"drawing {num_images} images", unit="step") as progress:
-        counter = model.denoiser.network.register_forward_hook(lambda *_: progress.update() and None)
+
+        def count(*_: object) -> None:
+            progress.update()
+
+        counter = model.denoiser.network.register_forward_hook(count)
         try:
             return model.sample(num_images, sampler=sampler)
         finally:

@@ -17,6 +17,8 @@ from lit_ddpm import (
     BetaSchedule,
     CosineSchedule,
     DiscretizedGaussian,
+    GaussianDecoder,
+    HybridObjective,
     LogSNRSchedule,
     MeanParametrization,
     UNet,
@@ -62,17 +64,11 @@ CASES = {
         unet(out_channels=2),
         BetaSchedule(torch.linspace(0.05, 0.6, 20)),
         VParametrization(),
-        load_pipeline_objective(),
+        HybridObjective(),
         variance="learned",
         clip=True,
     ),
 }
-
-
-def load_pipeline_objective():
-    from lit_ddpm import HybridObjective
-
-    return HybridObjective()
 
 
 def ledger(model):
@@ -126,7 +122,7 @@ def test_the_files_of_a_pipeline(tmp_path):
     assert np.asarray(Image.open(tmp_path / "out" / "samples.png")).std() > 10
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n")
-    assert "num_inference_steps=30" in card
+    assert 'from_pretrained("out")\nimages = pipeline(batch_size=4, num_inference_steps=30)' in card
     assert "Variational bound" not in card  # nothing was measured
 
 
@@ -153,10 +149,7 @@ def test_an_error_while_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_real_values_and_files_in_the_way(tmp_path):
-    from lit_ddpm import GaussianDecoder
-
     model = model_of(unet(), CosineSchedule(20), decoder=GaussianDecoder())
-    model.data_levels = None
     with pytest.raises(ValueError, match="real-valued data has no DDPMPipeline"):
         save_pipeline(model, tmp_path / "out")
     (tmp_path / "out").mkdir()
