@@ -85,7 +85,7 @@ def forget_processes() -> None:
     """
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(quiet=True)
+        wandb.finish()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED", "WANDB_SERVICE")
