@@ -98,7 +98,7 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
 
 
 def check_arms(arms: Sequence[Arm]) -> None:
-    """Raises a ValueError if there is no arm, two have the same name, or their images differ."""
+    """Raises a ValueError if there is no arm, two have the same name, or the images of a trained model differ."""
     if not arms:
         raise ValueError(
             "there is nothing to compare: name arms with --config and --objectives, or runs with --models."
@@ -110,10 +110,10 @@ def check_arms(arms: Sequence[Arm]) -> None:
                 f"two arms have the name {arm.name!r}: rename the file of an overlay or the directory of a run, since "
                 "its name is that of the arm."
             )
-        if _dataset(arm) != _dataset(arms[0]):
+        if arm.checkpoint is not None and _dataset(arm) != _dataset(arms[0]):
             raise ValueError(
-                f"the data of {arm.name} and {arms[0].name} differ: they are compared on the same images only. Set "
-                "--data for all."
+                f"the data of {arm.name} and {arms[0].name} differ: trained models are compared on the same images "
+                "only. Set --data for all."
             )
 
 
