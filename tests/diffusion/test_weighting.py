@@ -64,7 +64,9 @@ def test_the_table_of_weightings():
 
 
 def test_bad_settings_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"variance = 'fixed'.*posterior, beta, learned"):
+    with pytest.raises(
+        ValueError, match=r"variance = 'fixed'.*posterior, beta, analytic, learned, fixed_small, fixed_large"
+    ):
         Denoiser(nn.Identity(), LinearSchedule(), X0Parametrization(), variance="fixed")
     with pytest.raises(ValueError, match="gamma = 0"):
         MinSNRWeighting(0)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lit_ddpm.pipelines import load_pipeline
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 CALLBACKS = next(flag for flag in SMALL_COMPARISON if flag.startswith("--trainer.callbacks"))
+CALLBACKS = CALLBACKS.replace('"num_samples": 100', '"num_samples": 64')  # a chunk
 LAST = "runs/theirs/checkpoints/last.ckpt"
 
 
@@ -28,18 +30,28 @@ LAST = "runs/theirs/checkpoints/last.ckpt"
 def trained(tmp_path_factory):
     """A pipeline that diffusers' own training loop trained on the digits, and its directory."""
     scheduler = DDPMScheduler(num_train_timesteps=50, beta_schedule="squaredcos_cap_v2")
-    pipeline = train_pipeline(scheduler, max_steps=500)
+    pipeline = train_pipeline(scheduler, max_steps=200)
     directory = tmp_path_factory.mktemp("pipeline") / "theirs"
     pipeline.save_pretrained(directory)
     return pipeline, directory
 
 
+@pytest.fixture(scope="module")
+def imported_run(trained, tmp_path_factory):
+    """The directory that the import of the trained pipeline writes to."""
+    place = tmp_path_factory.mktemp("imported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        (place / "theirs").symlink_to(trained[1])
+        main(["import", "theirs", "--data", "digits", CALLBACKS, "--data.eval_batch_size=360", *QUIET])
+    return place
+
+
 @pytest.fixture
-def imported(trained, tmp_path, monkeypatch):
-    """The run directory of the trained pipeline, in the current directory."""
+def imported(imported_run, tmp_path, monkeypatch):
+    """The run of the trained pipeline, in the current directory."""
+    shutil.copytree(imported_run, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs").symlink_to(trained[1])
-    main(["import", "theirs", "--data", "digits", CALLBACKS, "--data.eval_batch_size=360", *QUIET])
     return Path("runs/theirs")
 
 
@@ -120,7 +132,7 @@ def test_trained_models_are_compared(imported, monkeypatch, capsys):
     """An imported model, another variance of it, and a model that was trained here."""
     monkeypatch.setattr(Run, "_run_process", run_here)
     main(["import", "theirs", "--data", "digits", "--output_dir", "runs/large", "--model.variance=fixed_large"])
-    small = [CALLBACKS, "--data.eval_batch_size=360", *QUIET]
+    small = ["--trainer.callbacks=[]", "--trainer.limit_test_batches=2", "--data.eval_batch_size=20", *QUIET]
     fit_digits()
     trained = f"{imported},runs/large/checkpoints/last.ckpt,runs/digits"
     models = ["--models", trained, "--output_dir", "runs/compare"]
