@@ -86,7 +86,8 @@ class Denoiser(nn.Module):
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
             Its output has the shape of x_t, or for a learned variance twice the channels.
-        variance: The variance of ``p_theta``, see `Variance`. An analytic one needs `x0_mse`.
+        variance: The variance of ``p_theta(x_s|x_t)``: ``"posterior"``, ``"beta"``, ``"learned"``, ``"fixed_small"``,
+            ``"fixed_large"``, or ``"analytic"``, which needs `x0_mse`. The type `Variance` describes them.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
             sampling and to the variational bound alike, and never to `predict`, which training uses.
     """

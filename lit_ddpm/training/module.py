@@ -52,7 +52,7 @@ class DDPM(CheckpointedModule):
         sampler: The sampler.
         condition: Computes the condition of a network with ``cond_channels`` from the images, such as `LowResolution`;
             None if the batches contain it.
-        variance: The variance of ``p_theta``; ``"learned"`` needs a network with twice the output channels.
+        variance: The variance of ``p_theta``, see `Denoiser`; ``"learned"`` needs twice the output channels.
         clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; if None, for pixel levels and not for real
             values.
         label_dropout: The probability of dropping a training label; classifier-free guidance needs it.
