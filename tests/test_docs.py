@@ -44,6 +44,7 @@ CHANGES = (  # a tenth of the steps, a narrow network and few data
     (r"\b\d000, ", "60, "),
     (r"(LogSNRSchedule\(|CosineSchedule\(num_steps=)100\b", r"\g<1>10"),
     (r"\bbatch_size=\d+", "batch_size=8"),
+    (r"\bDigitsDataModule\(\)", "DigitsDataModule(eval_batch_size=8)"),
     (r"\bwidth=\d+", "width=8"),
     (r"\brange\(\d+\)", "range(5)"),
     (r"\bevery_n_epochs=\d+", "every_n_epochs=1"),

@@ -29,8 +29,8 @@ LAST = "runs/theirs/checkpoints/last.ckpt"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A pipeline that diffusers' own training loop trained on the digits, and its directory."""
-    scheduler = DDPMScheduler(num_train_timesteps=50, beta_schedule="squaredcos_cap_v2")
-    pipeline = train_pipeline(scheduler, max_steps=200)
+    scheduler = DDPMScheduler(num_train_timesteps=30, beta_schedule="squaredcos_cap_v2")
+    pipeline = train_pipeline(scheduler, max_steps=120)
     directory = tmp_path_factory.mktemp("pipeline") / "theirs"
     pipeline.save_pretrained(directory)
     return pipeline, directory
@@ -59,7 +59,7 @@ def test_an_imported_model_is_tested_sampled_and_fine_tuned(imported, trained, c
     main(["test", "--ckpt_path", LAST])
     report = Report.load(imported / "ledger.json")
     assert report.num_images == 360
-    assert report.num_calls == 50
+    assert report.num_calls == 30
     assert 1.5 < report.terms["total"].value < 4.5  # 4.09 bits for 17 levels without a model, 2.42 for a histogram
     assert "fid_digits" in capsys.readouterr().out
     main(["predict", "--ckpt_path", LAST, "--num_samples=8"])
@@ -106,7 +106,7 @@ def test_settings_and_data_modules(trained, tmp_path, monkeypatch):
 
 
 def test_an_export_of_an_imported_model_has_a_card(imported, trained, capsys):
-    main(["test", "--ckpt_path", LAST])
+    main(["test", "--ckpt_path", LAST, "--trainer.limit_test_batches=2", "--data.eval_batch_size=20"])
     main(["export", "--ckpt_path", LAST, "--output_dir", "out", "--num_samples=4"])
     assert capsys.readouterr().out.endswith("written to out\n")
     card = Path("out/README.md").read_text()
