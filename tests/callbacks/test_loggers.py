@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import CONFIGS, FIT_DIGITS, SMALL, digits, error_of, read_wandb_run, tiny_module, trainer
+from helpers import CONFIGS, FIT_DIGITS, SMALL, digits, error_of, read_wandb_run, run_command, tiny_module, trainer
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,12 +89,16 @@ def test_later_commands_on_a_run_use_its_wandb_run(wandb_run):
     assert path.stem == f"run-{logger['id']}"
 
 
-def test_a_missing_wandb_login_is_one_sentence(monkeypatch, capsys):
+def test_a_missing_wandb_login_is_one_sentence(monkeypatch):
+    """In a process without a session of W&B, which would keep the settings that it started with."""
     monkeypatch.setenv("HOME", str(Path.cwd()))
     monkeypatch.setenv("NETRC", "no_netrc")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    message = error_of(capsys, [*FIT_DIGITS, *WANDB, *QUICK])
+    done = run_command(*FIT_DIGITS, *WANDB, *QUICK)
+    message = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2
+    assert message.startswith("lit-ddpm: error: ")
     assert "wandb login" in message
     assert "WANDB_MODE=offline" in message
     assert not Path("runs/digits/metrics.csv").exists()
