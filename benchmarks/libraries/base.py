@@ -5,12 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common.clock import now, seconds
+
+if TYPE_CHECKING:
+    from lit_ddpm import Denoiser
 
 IMAGE_SIZE = 32
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -77,8 +80,8 @@ class Library(ABC):
         """Samples images in [-1, 1], ``[B, C, H, W]``, by DDIM with the averaged weights."""
 
     @abstractmethod
-    def denoiser(self) -> Any:
-        """Returns the averaged model as a `Denoiser`, for the variational bound; training cannot continue after it."""
+    def denoiser(self) -> "Denoiser":
+        """Returns the averaged model, for the variational bound; training cannot continue after it."""
 
     def num_parameters(self) -> int:
         """Counts the network's parameters."""

@@ -69,11 +69,7 @@ class DenoisingDiffusionPytorch(Library):
 
     @override
     def denoiser(self) -> Any:
-        from lit_ddpm import (  # not at the start-up of the library, which is timed
-            BetaSchedule,
-            Denoiser,
-            VParametrization,
-        )
+        from lit_ddpm import BetaSchedule, Denoiser, VParametrization  # not at the start-up of the library
         from lit_ddpm.nn import NetworkAdapter
 
         averaged = self.trainer.ema.ema_model.eval()

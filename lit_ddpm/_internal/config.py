@@ -50,6 +50,11 @@ def as_config(value: Any) -> Any:
     return {"class_path": path, "init_args": init_args}
 
 
+def constructor_defaults(kind: type) -> dict[str, Any]:
+    """Returns the arguments of a constructor with their defaults."""
+    return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+
+
 def constructor_parameters(kind: type) -> list[str]:
     """Returns the names of the arguments of a constructor, with those that its ``**kwargs`` pass to a base class."""
     names: list[str] = []

@@ -3,14 +3,12 @@
 import logging
 import os
 import sys
-import tempfile
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import yaml
 from jsonargparse import Namespace
 from lightning import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -18,7 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
-from lit_ddpm.cli.arguments import local_copy, with_config_files, with_last_config
+from lit_ddpm.cli.arguments import local_copy, temporary_config, with_config_files, with_last_config
 from lit_ddpm.cli.checkpoints import default_checkpoints
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
@@ -92,8 +90,6 @@ class DDPMCLI(LightningCLI):
         )
         parser.add_argument("--extends", type=_ignore, help="in a configuration file: the file that it extends")
 
-    _has_checkpoint_settings = False
-
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -113,30 +109,26 @@ class DDPMCLI(LightningCLI):
                 if command == "fit":  # an earlier checkpoint can replace a damaged one
                     path = usable_checkpoint(path)
                 else:
-                    hparams = load_checkpoint(path).get("hyper_parameters", {})
-                    self._parse_with_checkpoint(parser, sys.argv[1:] if args is None else args, hparams)
-                    config = self.config[command]
+                    if hparams := load_checkpoint(path).get("hyper_parameters"):
+                        given = sys.argv[1:] if args is None else cast(list[str], args)
+                        self._parse_with_checkpoint(parser, given, hparams)
+                        config = self.config[command]
                 config.ckpt_path = str(path)
         elif command == "fit" and config.init_from:
             self._initial_weights = local_copy(config.init_from)
             load_checkpoint(self._initial_weights, setting="init_from")
         self._requested_model = config.model.clone()
 
-    def _parse_with_checkpoint(self, parser: LightningArgumentParser, args: ArgsType, hparams: dict[str, Any]) -> None:
+    def _parse_with_checkpoint(self, parser: LightningArgumentParser, args: list[str], hparams: dict[str, Any]) -> None:
         """Parses the arguments again: the settings of a checkpoint override configurations, and flags override both."""
-        if not hparams or not isinstance(args, list):
-            return
         model = {"class_path": hparams.get("_class_path", self.config[self.config.subcommand].model.class_path)}
         init_args = {name: value for name, value in hparams.items() if not name.startswith("_")}
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump({"model": {**model, "init_args": init_args}}, file)
-            file.flush()
-            super().parse_arguments(parser, with_last_config(args, file.name))
-        self._has_checkpoint_settings = True
+        with temporary_config({"model": {**model, "init_args": init_args}}) as file:
+            super().parse_arguments(parser, with_last_config(args, file))
 
     @override
     def _parse_ckpt_path(self) -> None:  # of Lightning 2.6, where the settings of the checkpoint override flags
-        if not self._has_checkpoint_settings:
+        if self.config.get("subcommand") == "fit":
             super()._parse_ckpt_path()
 
     @override

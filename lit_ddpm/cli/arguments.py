@@ -3,7 +3,8 @@
 import atexit
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,6 +56,15 @@ def with_config_files(args: Sequence[str]) -> list[str]:
         else:
             expanded.append(arg)  # the parser reports the missing value
     return expanded
+
+
+@contextmanager
+def temporary_config(content: dict[str, Any]) -> Iterator[str]:
+    """Yields the path of a file with a configuration, which exists within the block."""
+    with tempfile.TemporaryDirectory(prefix="lit_ddpm_") as directory:
+        path = Path(directory) / "config.yaml"
+        path.write_text(yaml.safe_dump(content))
+        yield str(path)
 
 
 def with_last_config(args: Sequence[str], file: str) -> list[str]:

@@ -56,7 +56,7 @@ def stop(message: str) -> NoReturn:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that reports an error in one sentence and shows defaults; it does not complete abbreviations."""
+    """A parser that reports an error in one sentence and does not complete abbreviations."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)

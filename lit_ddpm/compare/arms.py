@@ -1,7 +1,6 @@
 """The arms of a comparison: one configuration with a different overlay for each, and trained models."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import yaml
 
 from lit_ddpm.cli.app import DDPMCLI
+from lit_ddpm.cli.arguments import temporary_config
 from lit_ddpm.cli.configs import find_config, shipped_configs
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
@@ -90,15 +90,13 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
         if run is None:
             raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
         config = yaml.safe_load(run.config.read_text())
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump({key: config[key] for key in CONFIG_KEYS if key in config}, file)
-            file.flush()
-            arms.append(_arm(run.path.name, [f"--config={file.name}", *overrides], checkpoint))
+        with temporary_config({key: config[key] for key in CONFIG_KEYS if key in config}) as file:
+            arms.append(_arm(run.path.name, [f"--config={file}", *overrides], checkpoint))
     return arms
 
 
 def check_arms(arms: Sequence[Arm]) -> None:
-    """Raises a ValueError if there is no arm, two have the same name, or the images of a trained model differ."""
+    """Raises a ValueError if two arms have the same name, a trained model has other images, or `arms` is empty."""
     if not arms:
         raise ValueError(
             "there is nothing to compare: name arms with --config and --objectives, or runs with --models."

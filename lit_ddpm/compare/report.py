@@ -44,10 +44,10 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
     """Writes the report; the samples and configurations are those of the runs."""
     runs_with_samples = {run.arm.name: run for run in runs if run.draws_samples and run.arm.name in comparison.results}
     measured = ", ".join(arm.name for arm in comparison.arms if arm.checkpoint is not None)
-    terms = f"Trained before, and only measured here: {measured}. " if measured else ""
+    origin = f"Trained before, and only measured here: {measured}. " if measured else ""
     seeds = "One seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
     if any(arm.checkpoint is None for arm in comparison.arms):
-        terms += (
+        origin += (
             f"{seeds}; the arms of a seed have the same initial weights if their networks are the same, the same data "
             "order, the same timesteps and noise at each step, and the same budget. "
         )
@@ -55,7 +55,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run], command: str, path
     versions = f"lit_ddpm with torch {torch.__version__} and lightning {lightning.__version__}"
     parts = [
         f"<h1>{escape(' · '.join(comparison.results))}</h1><pre>{escape(command)}</pre>",
-        f"<p>{escape(terms)}± is the standard error {errors}. Bold: {comparison.rule()}.</p>",
+        f"<p>{escape(origin)}± is the standard error {errors}. Bold: {comparison.rule()}.</p>",
         "<h2>Results on the test images</h2>",
         _table(comparison, comparison.columns()),
         "<h2>Cross-evaluation</h2><p>Each row is a model, each column an objective: its weight times the x0-MSE of the "

@@ -176,12 +176,12 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
             module.denoiser(x_0, T, **cond)
 
     with trainer.precision_plugin.forward_context():
-        step, call = _seconds(train, at_most), _seconds(evaluate, at_most)
+        step = _seconds(train, at_most) if arm.checkpoint is None else 0.0
+        call = _seconds(evaluate, at_most)
     module.to("cpu")
     module.zero_grad()
-    epochs = trainer.max_epochs or 0 if arm.checkpoint is None else 0
-    limited = trainer.max_steps > 0 and arm.checkpoint is None
-    steps = trainer.max_steps if limited else epochs * len(data.train_dataloader())
+    epochs = trainer.max_epochs or 0
+    steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
     metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
     sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
     return float(2 * STARTUP_SECONDS + steps * step + (images * T + sampled) * call / batch)

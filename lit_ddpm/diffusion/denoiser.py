@@ -181,8 +181,8 @@ class Denoiser(nn.Module):
         c = posterior_coefficients(self.schedule, t, s)
         mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
         if fraction is None:
-            return Gaussian(mean, expand_like(model_variance(self.schedule, t, s, variance, self.x0_mse), x_t))
-        least = model_variance(self.schedule, t, s, "fixed_small")
+            return Gaussian(mean, expand_like(model_variance(c, self.schedule, t, variance, self.x0_mse), x_t))
+        least = model_variance(c, self.schedule, t, "fixed_small")
         low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
         return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
 

@@ -183,8 +183,7 @@ class Ledger:
         noise["total"] = math.hypot(*noise.values())
         best_variance = None
         if kl_weight is not None and self.num_calls == len(sums["visits"]):
-            x0_mse = sums["squared_error"] / sums["visits"]
-            diffusion = float(torch.log1p(2 * kl_weight * x0_mse)[1:].sum() / 2) * scale * dims
+            diffusion = float(torch.log1p(2 * kl_weight * self.x0_mse())[1:].sum() / 2) * scale * dims
             best_variance = terms["prior"].value + diffusion + terms["reconstruction"].value
         return Report(
             unit="bits/dim" if self.discrete else "nats/dim",

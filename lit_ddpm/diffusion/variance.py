@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.checks import check_one_of
-from lit_ddpm.diffusion.gaussian import posterior_coefficients
+from lit_ddpm.diffusion.gaussian import PosteriorCoefficients, posterior_coefficients
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps
 
 Variance = Literal["posterior", "beta", "analytic", "learned", "fixed_small", "fixed_large"]
@@ -25,14 +25,13 @@ KNOTS = 64  # averages that `smooth_x0_mse` interpolates
 
 
 def model_variance(
-    schedule: Schedule, t: int | Tensor, s: int | Tensor | None, variance: Variance, x0_mse: Tensor | None = None
+    c: PosteriorCoefficients, schedule: Schedule, t: int | Tensor, variance: Variance, x0_mse: Tensor | None = None
 ) -> Tensor:
-    """Returns the variance of ``p_theta(x_s|x_t)``, float64 of the shape of t; s is ``t - 1`` if None.
+    """Returns the variance of ``p_theta(x_s|x_t)`` for the posterior's coefficients `c`, float64 of the shape of t.
 
     It is sigma_q^2 for a learned variance, and for an analytic one without the x0-MSE ``[T]`` for t = 1..T.
     """
     check_one_of("p_theta", get_args(Variance), variance=variance)
-    c = posterior_coefficients(schedule, t, s)
     if variance in ("beta", "fixed_large"):
         var = c.beta
     elif variance == "analytic" and x0_mse is not None:

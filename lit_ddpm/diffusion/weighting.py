@@ -21,7 +21,8 @@ def kl_weight(schedule: Schedule, t: int | Tensor, variance: Variance = "posteri
     it is ``1 / (2 beta_1)``, the weight of a Gaussian decoder. With variance ``"beta"`` the KL is this weight times the
     x0-MSE plus `kl_constant`.
     """
-    return posterior_coefficients(schedule, t).c_0 ** 2 / (2 * model_variance(schedule, t, None, variance))
+    c = posterior_coefficients(schedule, t)
+    return c.c_0**2 / (2 * model_variance(c, schedule, t, variance))
 
 
 def kl_constant(schedule: Schedule, t: int | Tensor, variance: Variance = "posterior") -> Tensor:
@@ -29,8 +30,8 @@ def kl_constant(schedule: Schedule, t: int | Tensor, variance: Variance = "poste
 
     The constant is 0 for ``"posterior"``. At t = 1 it is 0 by convention.
     """
-    var = posterior_coefficients(schedule, t).var
-    ratio = torch.where(var > 0, var / model_variance(schedule, t, None, variance), 1)
+    c = posterior_coefficients(schedule, t)
+    ratio = torch.where(c.var > 0, c.var / model_variance(c, schedule, t, variance), 1)
     return 0.5 * (ratio - 1 - ratio.log())
 
 

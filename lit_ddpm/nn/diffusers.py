@@ -1,6 +1,5 @@
 """The U-Net of the library diffusers."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_ddpm._internal.config import Configurable, constructor_parameters
+from lit_ddpm._internal.config import Configurable, constructor_defaults, constructor_parameters
 from lit_ddpm._internal.extras import import_extra
 
 NOT_THEIRS = ("num_classes", "no_label", "options")
@@ -85,7 +84,7 @@ class DiffusersUNet(Configurable, nn.Module):
         config: Any = unet.config
         if (kind := config.get("class_embed_type")) is not None:
             raise ValueError(f"class_embed_type = {kind!r} of the UNet2DModel must be None: labels are numbers.")
-        defaults = {name: p.default for name, p in inspect.signature(_unet_class()).parameters.items()}
+        defaults = constructor_defaults(_unet_class())
         given = {name: config[name] for name in defaults if name in config}
         embeddings = given.pop("num_class_embeds", None)
         own = {name: given.pop(name) for name in constructor_parameters(cls) if name in given}

@@ -1,15 +1,11 @@
 """``lit-ddpm import`` and ``lit-ddpm export``."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.cli.app import DDPMCLI
-from lit_ddpm.cli.arguments import local_copy
+from lit_ddpm.cli.arguments import local_copy, temporary_config
 from lit_ddpm.cli.configs import shipped_configs
 from lit_ddpm.cli.errors import ArgumentParser
 from lit_ddpm.data.protocols import DataInfo
@@ -68,9 +64,7 @@ def import_pipeline(
         "trainer": {"default_root_dir": str(directory), "gradient_clip_val": 1.0},
     }
     is_config = Path(data).is_file() or data in shipped_configs()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "import.yaml"
-        file.write_text(yaml.safe_dump(config))
+    with temporary_config(config) as file:
         data_args = [f"--config={data}", f"--config={file}"] if is_config else [f"--config={file}", f"--data={data}"]
         cli = DDPMCLI.without_command([*data_args, *overrides])
     imported, info = cli.model, DataInfo.of(cli.datamodule)
@@ -80,8 +74,7 @@ def import_pipeline(
     imported.data_defaults.adapt(imported, info)
     check_data(info, imported)
     run.prepare(new_run=True)
-    with atomic_write(run.config) as partial:
-        cli.parser.save(cli.config, partial, skip_none=False, overwrite=True, multifile=False)
+    run.save_config(cli.parser, cli.config)
     cli.trainer.callbacks.clear()  # type: ignore[attr-defined]  # they have no state yet
     cli.trainer.strategy.connect(imported)
     cli.trainer.save_checkpoint(run.last_checkpoint, weights_only=False)

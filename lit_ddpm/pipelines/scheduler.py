@@ -1,6 +1,5 @@
 """Schedulers of diffusers: their configuration as schedule, parametrization and variance, and back."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_ddpm._internal.config import constructor_defaults
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.parametrization import (
@@ -56,14 +56,13 @@ def process_of(config: Mapping[str, Any]) -> Process:
     """Returns the process of a scheduler's configuration; missing entries have the defaults of its class.
 
     Raises:
-        ValueError: If there is no equivalent.
+        ValueError: If a setting has no equivalent here.
     """
     kind = config.get("_class_name", "DDPMScheduler")
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
         raise ValueError(f"the scheduler {kind} must be a DDPMScheduler or a DDIMScheduler.")
     scheduler_class = getattr(import_extra("diffusers", needed_by="a scheduler"), kind)
-    defaults = {name: p.default for name, p in inspect.signature(scheduler_class).parameters.items()}
-    config = {**defaults, **config}
+    config = {**constructor_defaults(scheduler_class), **config}
     if config["thresholding"]:
         raise ValueError("thresholding = True of the scheduler has no equivalent: it depends on the whole image.")
     if config["clip_sample"] and config["clip_sample_range"] != 1:
@@ -110,7 +109,7 @@ def scheduler_config(denoiser: Denoiser) -> dict[str, Any]:
     """Returns the arguments of the ``DDPMScheduler`` with the process of a denoiser.
 
     Raises:
-        ValueError: If there is no equivalent.
+        ValueError: If a setting has no equivalent in diffusers.
     """
     names = {kind: name for name, kind in PREDICTIONS.items()}
     prediction = names.get(type(denoiser.parametrization))

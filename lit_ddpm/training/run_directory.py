@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
@@ -73,6 +74,11 @@ class RunDirectory:
         except OSError as error:
             raise ValueError(f"the run directory {self.path} is not writable ({error.strerror}).") from None
 
+    def save_config(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        """Writes the resolved configuration."""
+        with atomic_write(self.config) as partial:
+            parser.save(config, partial, skip_none=False, overwrite=True, multifile=False)
+
     def last_test_step(self) -> int | None:
         """Returns the x-axis position of the metrics of the last test, None without one."""
         header, rows = _read_csv(self.metrics)
@@ -111,10 +117,9 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        path = RunDirectory.of_trainer(trainer).config
+        run = RunDirectory.of_trainer(trainer)
         if trainer.is_global_zero:
-            with atomic_write(path) as partial:
-                self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+            run.save_config(self.parser, self.config)
             for logger in trainer.loggers:
                 if not isinstance(logger, RunLogger):
                     logger.log_hyperparams({"config": self.config.as_dict()})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from helpers import TinyNetwork
+from helpers import TinyNetwork, in_float64
 
 from lit_ddpm import (
     AncestralSampler,
@@ -30,12 +30,7 @@ def ddpm_scheduler(prediction_type, variance_type, schedule, float64):
     scheduler = DDPMScheduler(
         schedule.num_steps, prediction_type=prediction_type, variance_type=variance_type, clip_sample=False
     )
-    if float64:
-        t = torch.arange(1, schedule.num_steps + 1)
-        scheduler.betas, scheduler.alphas = schedule.beta(t), schedule.alpha(t)
-        scheduler.alphas_cumprod = schedule.alpha_bar(t)
-        scheduler.one = torch.tensor(1.0, dtype=torch.float64)
-    return scheduler
+    return in_float64(scheduler, schedule) if float64 else scheduler
 
 
 @pytest.mark.parametrize(("prediction_type", "parametrization", "variance", "variance_type"), CASES)

@@ -92,14 +92,16 @@ def test_strides_and_the_last_step():
     schedule, x0_mse = LinearSchedule(50), torch.linspace(0.01, 0.4, 50, dtype=torch.float64)
     t, s = torch.tensor([50, 20, 5, 1]), torch.tensor([40, 3, 0, 0])
     c = posterior_coefficients(schedule, t, s)
-    torch.testing.assert_close(model_variance(schedule, t, s, "analytic", x0_mse), c.var + c.c_0**2 * x0_mse[t - 1])
-    assert float(model_variance(schedule, 1, None, "analytic", x0_mse)) == pytest.approx(0.01)
+    torch.testing.assert_close(model_variance(c, schedule, t, "analytic", x0_mse), c.var + c.c_0**2 * x0_mse[t - 1])
+    assert float(model_variance(posterior_coefficients(schedule, 1), schedule, 1, "analytic", x0_mse)) == pytest.approx(
+        0.01
+    )
     torch.testing.assert_close(
-        model_variance(schedule, t, s, "analytic"), model_variance(schedule, t, s, "posterior"), rtol=0, atol=0
+        model_variance(c, schedule, t, "analytic"), model_variance(c, schedule, t, "posterior"), rtol=0, atol=0
     )
     zero = torch.zeros(50, dtype=torch.float64)
     torch.testing.assert_close(
-        model_variance(schedule, t, s, "analytic", zero), model_variance(schedule, t, s, "posterior"), rtol=0, atol=0
+        model_variance(c, schedule, t, "analytic", zero), model_variance(c, schedule, t, "posterior"), rtol=0, atol=0
     )
 
 

@@ -114,3 +114,12 @@ def learned_variance_denoiser(schedule: Schedule | None = None, **kwargs) -> Den
     schedule = schedule or LinearSchedule(50)
     network = VarianceNetwork(schedule.num_steps, **kwargs)
     return Denoiser(network, schedule, VParametrization(), variance="learned").double()
+
+
+def in_float64(scheduler, schedule: Schedule):
+    """The scheduler of diffusers with the tables of a schedule, which have the same values in float64."""
+    t = torch.arange(1, schedule.num_steps + 1)
+    scheduler.betas, scheduler.alphas = schedule.beta(t), schedule.alpha(t)
+    scheduler.alphas_cumprod = schedule.alpha_bar(t)
+    scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+    return scheduler

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from helpers import in_float64
 
 from lit_ddpm import (
     BetaSchedule,
@@ -28,15 +29,6 @@ SCHEDULES = [
 ]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 VARIANCES = ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
-
-
-def in_float64(scheduler, schedule):
-    """The scheduler with the tables of a schedule, which have the same values in float64."""
-    t = torch.arange(1, schedule.num_steps + 1)
-    scheduler.betas, scheduler.alphas = schedule.beta(t), schedule.alpha(t)
-    scheduler.alphas_cumprod = schedule.alpha_bar(t)
-    scheduler.one = torch.tensor(1.0, dtype=torch.float64)
-    return scheduler
 
 
 @pytest.mark.parametrize("settings", SCHEDULES)
@@ -76,7 +68,7 @@ def test_every_reverse_step_is_that_of_the_scheduler(prediction_type, variance_t
     for t in range(1, 61):
         p = denoiser.p_posterior(x_t, t)
         noise = torch.zeros_like(x_t)
-        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise)  # noqa: B023
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise)  # noqa: B023  # read at once
         mean = scheduler.step(output, t - 1, x_t).prev_sample
         if variance_type != "fixed_large_log":
             torch.testing.assert_close(p.mean, mean, rtol=1e-8, atol=1e-8)
