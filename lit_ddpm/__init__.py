@@ -35,7 +35,13 @@ from lit_ddpm.diffusion.schedule import (
     Schedule,
     SigmoidSchedule,
 )
-from lit_ddpm.diffusion.timesteps import ImportanceTimesteps, StratifiedTimesteps, TimestepSampler, UniformTimesteps
+from lit_ddpm.diffusion.timesteps import (
+    ContinuousTimesteps,
+    ImportanceTimesteps,
+    StratifiedTimesteps,
+    TimestepSampler,
+    UniformTimesteps,
+)
 from lit_ddpm.diffusion.weighting import (
     KLWeighting,
     MinSNRWeighting,
@@ -60,6 +66,7 @@ __all__ = [
     "Bound",
     "Condition",
     "Configurable",
+    "ContinuousTimesteps",
     "CosineSchedule",
     "DDIMSampler",
     "DPMSolverSampler",

@@ -1,50 +1,21 @@
 """The reverse process of the model: the posterior with the network's estimate in place of x_0."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lit_ddpm._internal.checks import check_one_of
+from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
+from lit_ddpm.diffusion.network import ClassConditionalNetwork, ConditionalNetwork, NetworkTime, network_time
 from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
 from lit_ddpm.diffusion.variance import Variance, model_variance
-
-
-@runtime_checkable
-class ImageNetwork(Protocol):
-    """A network that states its channels, which `DDPM` compares with those of the data."""
-
-    in_channels: int
-    out_channels: int
-
-
-@runtime_checkable
-class ClassConditionalNetwork(Protocol):
-    """A network with the keyword argument ``label``, int64 ``[B]``; the value ``num_classes`` means "no label".
-
-    A network without such a value has an attribute ``no_label`` that is False.
-    """
-
-    num_classes: int | None
-
-
-@runtime_checkable
-class ConditionalNetwork(Protocol):
-    """A network with the keyword argument ``cond``, ``[B, cond_channels, ...]``."""
-
-    cond_channels: int | None
-
-
-@runtime_checkable
-class SpatialNetwork(Protocol):
-    """A network for a fixed number of dimensions next to the channels: 1 for sequences, 2 for images, 3 for volumes."""
-
-    dims: int
 
 
 class Estimate(NamedTuple):
@@ -60,7 +31,7 @@ class Prediction:
 
     x_0: Tensor
     x_t: Tensor
-    t: Tensor  # int64 [B] on the CPU
+    t: Tensor  # [B] on the CPU, int64, or float64 in continuous time
     eps: Tensor
     output: Tensor  # at least float32
     x0_hat: Tensor  # never clipped
@@ -80,16 +51,22 @@ class Prediction:
         return Prediction(**parts, cond={name: chosen(value) for name, value in self.cond.items()})
 
 
+RANGE_TOLERANCE = 1e-6
+"""The distance in log SNR within which two schedules end at the same noise."""
+
+
 class Denoiser(nn.Module):
     """The model ``p_theta(x_s|x_t)``: a network, a schedule and a parametrization.
 
     Args:
-        network: Any module with ``forward(x_t, t, **cond)``, where t is an int64 tensor ``[B]`` on the device of x_t.
-            Its output has the shape of x_t, or for a learned variance twice the channels.
+        network: Any module with ``forward(x_t, t, **cond)``, where t is ``[B]`` on the device of x_t; see `time`. Its
+            output has the shape of x_t, or for a learned variance twice the channels.
         variance: The variance of ``p_theta(x_s|x_t)``: ``"posterior"``, ``"beta"``, ``"learned"``, ``"fixed_small"``,
             ``"fixed_large"``, or ``"analytic"``, which needs `x0_mse`. The type `Variance` describes them.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
             sampling and to the variational bound alike, and never to `predict`, which training uses.
+        time: What the network gets as t: ``"t"``, the timestep, or ``"log_snr"``, a function of log SNR(t) that does
+            not depend on T. The type `NetworkTime` describes both.
     """
 
     def __init__(
@@ -99,9 +76,11 @@ class Denoiser(nn.Module):
         parametrization: Parametrization,
         variance: Variance = "posterior",
         clip: bool = False,
+        time: NetworkTime = "t",
     ) -> None:
         super().__init__()
         check_one_of("Denoiser", get_args(Variance), variance=variance)
+        check_one_of("Denoiser", get_args(NetworkTime), time=time)
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
             raise ValueError(
                 f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: "
@@ -112,6 +91,7 @@ class Denoiser(nn.Module):
         self.parametrization = parametrization
         self.variance: Variance = variance
         self.clip = clip
+        self.time: NetworkTime = time
         self.x0_mse: Tensor | None = None  # of validation images at t = 1..T, float64 [T] on the CPU
 
     @property
@@ -186,25 +166,42 @@ class Denoiser(nn.Module):
         low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
         return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
 
-    def measurements(self) -> dict[str, Tensor] | None:
-        """Returns what validations measured and the schedule that it belongs to, for a checkpoint; None if nothing."""
-        if self.x0_mse is None or not bool(self.x0_mse.any()):
-            return None
-        return {"x0_mse": self.x0_mse, "log_alpha_bar": self._log_alpha_bar()}
+    def state(self) -> dict[str, Tensor]:
+        """Returns the schedule of the training and what validations measured on it, for a checkpoint."""
+        measured = self.x0_mse is not None and bool(self.x0_mse.any())
+        table = self.schedule.log_alpha_bar(torch.arange(self.schedule.num_steps + 1))
+        return {"log_alpha_bar": table, **({"x0_mse": cast(Tensor, self.x0_mse)} if measured else {})}
 
-    def load_measurements(self, measurements: dict[str, Tensor] | None) -> None:
-        """Restores `measurements`, unless they belong to another schedule."""
-        if measurements is None:
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state` returned; the measurements of another schedule only if the network gets log SNR.
+
+        Raises:
+            ValueError: If the network gets log SNR, and this schedule leaves the range that it was trained on.
+        """
+        found, own = state["log_alpha_bar"], self.state()["log_alpha_bar"]
+        same = found.shape == own.shape and torch.allclose(found, own, rtol=1e-9)
+        x0_mse = state.get("x0_mse")
+        if not same and self.time == "t":
+            warnings.warn(
+                f"The network was trained with another schedule of {len(found) - 1:,} steps, and its timesteps have "
+                f"another noise in {self.schedule}; a network with time='log_snr' could use both.",
+                stacklevel=2,
+            )
             return
-        own, found = self._log_alpha_bar(), measurements["log_alpha_bar"]
-        if found.shape == own.shape and torch.allclose(found, own, rtol=1e-9):
-            self.x0_mse = measurements["x0_mse"]
-
-    def _log_alpha_bar(self) -> Tensor:
-        return self.schedule.log_alpha_bar(torch.arange(self.schedule.num_steps + 1))
+        if not same:
+            # Interpolated in -log SNR, which increases; without signal it is infinite.
+            knots, x = ((bar.expm1().neg().log() - bar).clamp(max=100) for bar in (found[1:], own[1:]))
+            if x[0] < knots[0] - RANGE_TOLERANCE or x[-1] > knots[-1] + RANGE_TOLERANCE:
+                raise ValueError(
+                    f"{self.schedule} has a log SNR of {-x[0]:g} to {-x[-1]:g}, but the network was trained on "
+                    f"{-knots[0]:g} to {-knots[-1]:g}: change the ends of the schedule, or train again."
+                )
+            if x0_mse is not None:
+                x0_mse = interpolate(x, knots, x0_mse.clamp(min=1e-30).log()).exp()
+        self.x0_mse = x0_mse if x0_mse is not None else self.x0_mse
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
-        t = check_timesteps(t, 1, self.schedule.num_steps)
+        t = check_timesteps(t, 1, self.schedule.num_steps, real=self.time == "log_snr")
         if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x)):
             raise ValueError(f"t must be an int or have one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
         return t
@@ -212,8 +209,8 @@ class Denoiser(nn.Module):
     def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Calls the network once and returns its output, the estimate of x_0, not clipped, and `Estimate.fraction`."""
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
-        t_on_device = t.expand(len(x_t)).to(x_t.device, non_blocking=True)
-        output: Tensor = self.network(x_t.to(weight.dtype), t_on_device, **cond)
+        time = network_time(self.schedule, t, self.time).expand(len(x_t)).to(x_t.device, non_blocking=True)
+        output: Tensor = self.network(x_t.to(weight.dtype), time, **cond)
         parts = 2 if self.variance == "learned" else 1
         expected = [len(x_t), parts * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
         if list(output.shape) != expected:

@@ -54,9 +54,12 @@ class PosteriorCoefficients(NamedTuple):
 
 
 def posterior_coefficients(schedule: Schedule, t: int | Tensor, s: int | Tensor | None = None) -> PosteriorCoefficients:
-    """Returns the coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None)."""
-    t = check_timesteps(t, 1, schedule.num_steps)
-    s = t - 1 if s is None else check_timesteps(s, 0, schedule.num_steps - 1, name="s")
+    """Returns the coefficients of ``q(x_s|x_t,x_0)`` for t in 1..T and ``0 <= s < t`` (``s = t - 1`` if None).
+
+    Both may be real numbers in [1, T].
+    """
+    t = check_timesteps(t, 1, schedule.num_steps, real=True)
+    s = t - 1 if s is None else check_timesteps(s, 0, schedule.num_steps - 1, name="s", real=True)
     if not bool((s < t).all()):
         raise ValueError("s must lie before t: a reverse step goes from t to an earlier s.")
     log_bar_t, log_bar_s = schedule.log_alpha_bar(t), schedule.log_alpha_bar(s)

@@ -23,8 +23,14 @@ class GuidedDenoiser(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
-        parts = (denoiser.network, denoiser.schedule, denoiser.parametrization, denoiser.variance, denoiser.clip)
-        super().__init__(*parts)
+        super().__init__(
+            denoiser.network,
+            denoiser.schedule,
+            denoiser.parametrization,
+            denoiser.variance,
+            denoiser.clip,
+            denoiser.time,
+        )
         name = type(denoiser.network).__name__
         if denoiser.num_classes is None:
             raise ValueError(f"guidance = {scale} needs a class-conditional network: num_classes of {name} is None.")

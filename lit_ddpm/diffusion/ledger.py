@@ -41,7 +41,9 @@ class Report:
     kl: list[float | None]  # the mean of each KL term over those calls, t = 2..T; None without a call
     x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
     given: tuple[str, ...] = ()  # the conditions of the model, such as "label": the bound is that of p(x_0 | given)
-    best_variance: float | None = None  # the total with the best variance at t = 2..T; None for an estimate
+    # What the network's x0-MSE at each t implies for the total; None for an estimate.
+    best_variance: float | None = None  # with the best variance at t = 2..T
+    infinite_steps: tuple[float, float] | None = None  # with ever finer steps: lower and upper limit
 
     def key(self, split: str) -> str:
         """Returns the key of the total in the logs."""
@@ -58,6 +60,8 @@ class Report:
                 values[f"{key}_se_noise"] = entry.se_noise
         if self.best_variance is not None:
             values[f"{total_key}_best_variance"] = self.best_variance
+        if self.infinite_steps is not None:
+            values[f"{total_key}_infinite_steps"] = sum(self.infinite_steps) / 2
         if self.baseline is not None:
             values[f"{total_key}_histogram"] = self.baseline.value
         return values
@@ -74,6 +78,8 @@ class Report:
         content["baseline"] = _entry(content["baseline"]) if content["baseline"] is not None else None
         content["profile"] = [number_of(value) for value in content["profile"]]
         content["given"] = tuple(content.get("given", ()))
+        if content.get("infinite_steps") is not None:
+            content["infinite_steps"] = tuple(content["infinite_steps"])
         return cls(**content)
 
     def table(self) -> str:
@@ -84,6 +90,10 @@ class Report:
         lines.insert(-1, "-" * len(lines[0]))
         if self.best_variance is not None:
             lines.append(f"{'with the best variance':<24}{self.best_variance:>10.4f}")
+        if self.infinite_steps is not None:
+            low, high = self.infinite_steps
+            value = f"{'with infinite steps':<24}{(low + high) / 2:>10.4f}"
+            lines.append(f"{value}   between {low:.4f} and {high:.4f}")
         if self.baseline is not None:
             lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
         lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
@@ -155,10 +165,14 @@ class Ledger:
     def report(self, given: tuple[str, ...] = (), kl_weight: Tensor | None = None) -> Report:
         """Returns the report over all images, for a model under the conditions `given`.
 
-        With the `kl_weight` of the posterior variance, ``[T]`` for t = 1..T, an exact ledger contains the total of the
-        same network with the best variance, sigma_q^2 + c_0^2 m_t for the x0-MSE m_t at each t. The KL is then
-        ``ln(1 + 2 w_t m_t) / 2`` per dimension (Bao et al. 2022, "Analytic-DPM"). As m_t is that of these images, the
-        total is slightly too low.
+        With the `kl_weight` of the posterior variance, ``[T]`` for t = 1..T, an exact ledger contains two further
+        totals, computed from the x0-MSE m_t of these images:
+
+        - With the best variance, ``sigma_q^2 + c_0^2 m_t``, the KL is ``ln(1 + 2 w_t m_t) / 2`` per dimension (Bao et
+          al. 2022, "Analytic-DPM"). As m_t is that of the same images, the total is slightly too low.
+        - With ever finer steps, the KL terms become the integral of ``m d SNR / 2`` per dimension (Kingma et al. 2021,
+          eq. 15). It lies between its Riemann sums ``sum w_t m_(t-1)`` and ``sum w_t m_t``, of which the second is the
+          bound itself. Their mean, the trapezoidal rule, is the estimate.
 
         Raises:
             ValueError: If there are no images.
@@ -181,14 +195,18 @@ class Ledger:
         noise = {"diffusion": math.sqrt(variance / count) * scale}
         noise["reconstruction"] = terms["reconstruction"].se_images
         noise["total"] = math.hypot(*noise.values())
-        best_variance = None
+        best_variance, infinite_steps = None, None
         if kl_weight is not None and self.num_calls == len(sums["visits"]):
-            diffusion = float(torch.log1p(2 * kl_weight * self.x0_mse())[1:].sum() / 2) * scale * dims
-            best_variance = terms["prior"].value + diffusion + terms["reconstruction"].value
+            w, m = kl_weight[1:], self.x0_mse()
+            diffusion = torch.stack([torch.log1p(2 * w * m[1:]) / 2, w * m[:-1], w * m[1:]]).sum(1) * scale * dims
+            rest = terms["prior"].value + terms["reconstruction"].value
+            best_variance, *limits = (diffusion + rest).tolist()
+            infinite_steps = (limits[0], limits[1])
         return Report(
             unit="bits/dim" if self.discrete else "nats/dim",
             terms={name: replace(value, se_noise=noise.get(name, 0.0)) for name, value in terms.items()},
             best_variance=best_variance,
+            infinite_steps=infinite_steps,
             baseline=baseline if baseline.value > 0 else None,
             num_images=count,
             num_calls=self.num_calls,

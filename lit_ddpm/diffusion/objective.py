@@ -29,6 +29,7 @@ class Objective(Configurable, ABC):
     """A loss for each sample of a prediction."""
 
     decoder: Decoder | None = None  # the likelihood at t = 1; None for an objective without one
+    stepwise = False  # whether it needs the step from t - 1 to t, and so has no continuous-time form
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
@@ -55,6 +56,8 @@ class PosteriorKL(Objective):
     """
 
     decoder: Decoder | None = None
+
+    stepwise = True
 
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
@@ -126,6 +129,8 @@ class HybridObjective(Objective):
     weight: float = 0.001
     decoder: Decoder | None = None
 
+    stepwise = True
+
     def __post_init__(self) -> None:
         """Checks the settings."""
         if not self.weight > 0:
@@ -151,6 +156,24 @@ class HybridObjective(Objective):
     @override
     def with_decoder(self, decoder: Decoder) -> Objective:
         return self if self.decoder is not None else replace(self, decoder=decoder)
+
+
+def check_training(denoiser: Denoiser, objective: Objective, timesteps: TimestepSampler) -> None:
+    """Raises a ValueError if the denoiser cannot be trained by the objective at the timesteps of the sampler."""
+    objective.check(denoiser)
+    if not timesteps.continuous:
+        return
+    name, schedule = type(timesteps).__name__, denoiser.schedule
+    if denoiser.time != "log_snr":
+        raise ValueError(f"timesteps = {name} draws real numbers: set time to log_snr, not {denoiser.time!r}.")
+    for part in (objective, denoiser.parametrization):
+        if part.stepwise:
+            raise ValueError(
+                f"timesteps = {name} does not fit {type(part).__name__}, which is defined by single steps: in "
+                "continuous time the objective of the bound is X0MSE with KLWeighting."
+            )
+    if schedule.alpha_bar(schedule.num_steps) == 0:
+        raise ValueError(f"timesteps = {name} needs a schedule with SNR(T) > 0, not {schedule}.")
 
 
 class TrainingLoss(NamedTuple):

@@ -23,6 +23,7 @@ from lit_ddpm.diffusion.schedule import Schedule, expand_like
 class Parametrization(Configurable, ABC):
     """The map between the network's output and the clean image."""
 
+    stepwise = False  # whether the map depends on the step from t - 1 to t, and so needs integers
     needs_signal = False  # whether the map divides by the signal in x_t, and so is undefined where SNR(T) is zero
 
     @abstractmethod
@@ -80,6 +81,7 @@ class MeanParametrization(Parametrization):
     network learns to copy, and an error of the output is divided by the small c_0 in the estimate of x_0.
     """
 
+    stepwise = True
     needs_signal = True
 
     @override

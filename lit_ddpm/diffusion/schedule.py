@@ -14,6 +14,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,12 +22,23 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
+from lit_ddpm._internal.interpolation import interpolate
 
 SNR_WARNING = 0.01  # above it, x_T shows a trace of the image, but sampling starts from pure noise
 
 
-def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Tensor:
-    """Returns `t` as an int64 tensor on the CPU, after checking that it holds integers in `low`..`high`."""
+def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t", real: bool = False) -> Tensor:
+    """Returns `t` as an int64 tensor on the CPU, after checking that it holds integers in `low`..`high`.
+
+    Where `real` numbers are allowed, a floating-point tensor becomes float64.
+    """
+    if real and is_real(t):
+        steps = t.detach().to("cpu", torch.float64)
+        low = max(low, 1)  # t = 0 has no log SNR to interpolate
+        inside = (steps >= low) & (steps <= high)  # in this form NaN is outside
+        if not bool(inside.all()):
+            raise ValueError(f"{name} = {float(steps[~inside][0]):g} must be in [{low}, {high}] of the schedule.")
+        return steps
     if isinstance(t, Tensor):
         if t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool:
             raise TypeError(f"{name} must contain integers, such as a LongTensor; its dtype is {t.dtype}.")
@@ -41,6 +53,11 @@ def check_timesteps(t: int | Tensor, low: int, high: int, name: str = "t") -> Te
     return steps
 
 
+def is_real(t: int | Tensor) -> TypeGuard[Tensor]:
+    """Whether `t` is a tensor of real numbers: points between the timesteps of a schedule, or on them."""
+    return isinstance(t, Tensor) and t.dtype.is_floating_point
+
+
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshapes a coefficient, a scalar or one value a sample ``[B]``, to multiply `x` ``[B, ...]`` on its device."""
     coefficient = coefficient.to(torch.promote_types(x.dtype, torch.float32)).to(x.device, non_blocking=True)
@@ -53,6 +70,8 @@ class Schedule(Configurable, ABC):
 
     A subclass implements `betas`. It is a dataclass as those below, or sets its own settings before it calls
     ``super().__init__``. Every method takes an int or an integer tensor of any shape and returns float64 of that shape.
+    Those of the marginal ``q(x_t|x_0)`` also take real numbers in [1, T], a floating-point tensor; between timesteps
+    log SNR is interpolated linearly.
 
     Args:
         num_steps: The number of steps T.
@@ -99,6 +118,8 @@ class Schedule(Configurable, ABC):
 
     def log_alpha_bar(self, t: int | Tensor) -> Tensor:
         """Returns ``log(alpha_bar(t))`` for t in 0..T; minus infinity where alpha_bar is 0."""
+        if is_real(t):
+            return logsigmoid(self.log_snr(t))
         return self._log_alpha_bar[check_timesteps(t, 0, self.num_steps)]
 
     def alpha_bar(self, t: int | Tensor) -> Tensor:
@@ -121,8 +142,37 @@ class Schedule(Configurable, ABC):
 
     def snr(self, t: int | Tensor) -> Tensor:
         """Returns the signal-to-noise ratio ``alpha_bar / (1 - alpha_bar)`` for t in 1..T; it decreases strictly."""
-        t = check_timesteps(t, 1, self.num_steps)
+        t = check_timesteps(t, 1, self.num_steps, real=True)
         return self.alpha_bar(t) / self.one_minus_alpha_bar(t)
+
+    def log_snr(self, t: int | Tensor) -> Tensor:
+        """Returns ``log SNR(t)`` for t in 1..T; minus infinity where alpha_bar is 0."""
+        t = check_timesteps(t, 1, self.num_steps, real=True)
+        if not is_real(t):
+            return self.log_alpha_bar(t) - self.one_minus_alpha_bar(t).log()
+        left = t.long().clamp(max=self.num_steps - 1)
+        return torch.lerp(self.log_snr(left), self.log_snr(left + 1), t - left)
+
+    def snr_slope(self, t: Tensor) -> Tensor:
+        """Returns the derivative of SNR at real `t` in [1, T]."""
+        left = check_timesteps(t, 1, self.num_steps, real=True).long().clamp(max=self.num_steps - 1)
+        return self.snr(t) * (self.log_snr(left + 1) - self.log_snr(left))
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """Returns the real t in [1, T] with a given log SNR, the inverse of `log_snr`; float64 of its shape.
+
+        Raises:
+            ValueError: If a value is outside log SNR(1) to log SNR(T).
+        """
+        table = -self.log_snr(torch.arange(1, self.num_steps + 1))
+        value = -log_snr.detach().to("cpu", torch.float64)
+        slack = 1e-9 * (1 + value.abs())
+        if bool(((value < table[0] - slack) | (value > table[-1] + slack)).any()):
+            raise ValueError(
+                f"log SNR = {float(log_snr.min()):g} to {float(log_snr.max()):g} is outside {self}, whose range is "
+                f"{-float(table[0]):g} to {-float(table[-1]):g}."
+            )
+        return interpolate(value, table, torch.arange(1, self.num_steps + 1, dtype=torch.float64))
 
 
 @dataclass(eq=False)

@@ -16,10 +16,14 @@ class TimestepSampler(Configurable, ABC):
     """A distribution over 1..T with the weights that make the batch average an unbiased average over uniform t."""
 
     uses_losses = False  # whether the distribution depends on past losses, which training then passes to `update`
+    continuous = False  # whether t is a real number in [1, T]
 
     @abstractmethod
     def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws ``(t, weight)``: int64 ``[B]`` in 1..T and float64 ``[B]`` of expectation 1, both on the CPU."""
+        """Draws ``(t, weight)``: t ``[B]`` in 1..T, int64 or, if `continuous`, float64, and float64 weights ``[B]``.
+
+        Both are on the CPU; the expectation of a weight is 1.
+        """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Records the losses of a training batch, gathered from all ranks, both ``[B]`` on the CPU."""
@@ -118,3 +122,73 @@ class ImportanceTimesteps(TimestepSampler):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses, self._counts = state_dict["losses"].clone(), state_dict["counts"].clone()
+
+
+@dataclass(eq=False)
+class ContinuousTimesteps(TimestepSampler):
+    """Real t in [1, T], for a network that gets log SNR: one draw from each of B strata (Kingma et al. 2021, app. I.1).
+
+    The strata have equal probability, and one offset is drawn for the batch. The density is proportional to the root
+    mean square of the recent losses in equal blocks of time, as that of `ImportanceTimesteps` for each t.
+
+    Args:
+        num_blocks: The number of blocks; 1 is the uniform density.
+        uniform_share: The probability of a uniform draw.
+        decay: The decay of the average of squared losses of a block, for each batch with draws there.
+    """
+
+    num_blocks: int = 64
+    uniform_share: float = 0.1
+    decay: float = 0.95
+
+    uses_losses = True
+    continuous = True
+
+    def __post_init__(self) -> None:
+        """Checks the settings and starts without losses."""
+        check_at_least(self, 1, num_blocks=self.num_blocks)
+        if not 0 < self.uniform_share <= 1:
+            raise ValueError(f"uniform_share = {self.uniform_share} of ContinuousTimesteps must be in (0, 1].")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay = {self.decay} of ContinuousTimesteps must be in [0, 1).")
+        self.reset()
+
+    @override
+    def reset(self) -> None:
+        self._mean_square = torch.full((self.num_blocks,), torch.nan, dtype=torch.float64)  # NaN: no loss yet
+
+    def probabilities(self) -> Tensor:
+        """Returns the probability of each block: float64 ``[num_blocks]``."""
+        uniform = torch.full((self.num_blocks,), 1 / self.num_blocks, dtype=torch.float64)
+        rms = self._mean_square.sqrt()
+        if bool(rms.isnan().any()) or rms.sum() == 0:
+            return uniform
+        return (1 - self.uniform_share) * rms / rms.sum() + self.uniform_share * uniform
+
+    @override
+    def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        p = self.probabilities()
+        offset = torch.rand((), generator=generator, dtype=torch.float64)
+        quantile = (torch.arange(batch_size, dtype=torch.float64) + offset) / batch_size
+        right = p.cumsum(0)
+        block = torch.searchsorted(right, quantile, right=True).clamp(max=self.num_blocks - 1)
+        fraction = 1 - ((right[block] - quantile) / p[block]).clamp(0, 1)
+        t = 1 + (num_steps - 1) * (block + fraction) / self.num_blocks
+        self._num_steps = num_steps
+        return t, 1 / (self.num_blocks * p[block])
+
+    @override
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        block = ((t.double() - 1) / (self._num_steps - 1) * self.num_blocks).long().clamp(0, self.num_blocks - 1)
+        count = torch.zeros_like(self._mean_square).index_add_(0, block, torch.ones_like(losses, dtype=torch.float64))
+        mean = torch.zeros_like(count).index_add_(0, block, losses.double() ** 2) / count.clamp(min=1)
+        known = torch.where(self._mean_square.isnan(), mean, torch.lerp(mean, self._mean_square, self.decay))
+        self._mean_square = torch.where(count > 0, known, self._mean_square)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean_square": self._mean_square}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._mean_square = state_dict["mean_square"].clone()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.checks import check_one_of
+from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm.diffusion.gaussian import PosteriorCoefficients, posterior_coefficients
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps
 
@@ -68,6 +69,4 @@ def smooth_x0_mse(squared_error: Tensor, visits: Tensor) -> Tensor:
     known = calls > 0
     knots = (sums(visits * t) / calls)[known]
     logs = (sums(squared_error) / calls)[known].clamp(min=1e-30).log()
-    right = torch.searchsorted(knots, t).clamp(1, len(knots) - 1)
-    fraction = ((t - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
-    return torch.lerp(logs[right - 1], logs[right], fraction).exp()
+    return interpolate(t, knots, logs).exp()

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
-from lit_ddpm.diffusion.schedule import Schedule
+from lit_ddpm.diffusion.schedule import Schedule, is_real
 from lit_ddpm.diffusion.variance import Variance, model_variance
 
 
@@ -40,7 +40,7 @@ class Weighting(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
-        """Returns the weight for each timestep of `t` (1..T): float64 of its shape, on the CPU."""
+        """Returns the weight for each timestep of `t`, 1..T or real in [1, T]: float64 of its shape, on the CPU."""
 
 
 @dataclass(eq=False)
@@ -54,10 +54,15 @@ class UniformWeighting(Weighting):
 
 @dataclass(eq=False)
 class KLWeighting(Weighting):
-    """The weight w_t of the bound, for which the x0-MSE equals the KL; see `kl_weight`."""
+    """The weight w_t of the bound, for which the x0-MSE equals the KL; see `kl_weight`.
+
+    In continuous time it is the limit for small steps, ``-SNR'(t) / 2`` (Kingma et al. 2021, eq. 17).
+    """
 
     @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        if is_real(t):
+            return -denoiser.schedule.snr_slope(t) / 2
         return kl_weight(denoiser.schedule, t, denoiser.training_variance)
 
 

@@ -63,7 +63,7 @@ class CheckpointedModule(PlainHyperparameters):
             "standardization": None if module.standardization is None else vars(module.standardization),
             "timesteps": module.timesteps.state_dict(),
             "evaluator": module.evaluator.state_dict(),
-            "denoiser": module.denoiser.measurements(),
+            "denoiser": module.denoiser.state(),
             "unsaved_arguments": list(module.unsaved_arguments),
         }
 
@@ -81,7 +81,8 @@ class CheckpointedModule(PlainHyperparameters):
             if state["timesteps"]:
                 module.timesteps.load_state_dict(state["timesteps"])
             module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)
-            module.denoiser.load_measurements(state.get("denoiser"))
+            if state.get("denoiser") is not None:
+                module.denoiser.load_state(state["denoiser"])
             self.lost_arguments = tuple(n for n in state["unsaved_arguments"] if n not in self.unsaved_arguments)
         self.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
         self.trained_steps = checkpoint.get("global_step", 0)

@@ -31,9 +31,12 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True)
 class KLMetrics:
-    """Both forms of the KL of the samples of a training batch with t >= 2."""
+    """Both forms of the KL of the samples of a training batch with t >= 2.
 
-    t: Tensor  # their timesteps, [N] on the CPU
+    In continuous time it is the KL of a step of length 1 that ends at t.
+    """
+
+    t: Tensor  # their timesteps, int64 [N] on the CPU; those of continuous time are rounded
     kl: Tensor  # the full form, nats per dimension, [N]
     values: dict[str, Tensor]  # means for the logs, and the largest relative difference of the forms, train/form_gap
 
@@ -50,7 +53,7 @@ def kl_metrics(denoiser: Denoiser, pred: Prediction, weight: Tensor) -> KLMetric
     if denoiser.variance != "learned":  # the KL of a learned variance is not a weighted x0-MSE
         values["train/kl_from_x0_mse"] = (weight * kl_from_x0_mse).mean()
         values["train/form_gap"] = ((kl - kl_from_x0_mse).abs() / kl.clamp(min=1e-30)).max()
-    return KLMetrics(pred.t[rows], kl, values)
+    return KLMetrics(pred.t[rows].round().long(), kl, values)
 
 
 class SplitBound:

@@ -27,7 +27,7 @@ class ImportanceFeedback(Callback):
             gathered = module.all_gather(torch.stack([t.to(losses), losses.detach()], dim=1))
             assert isinstance(gathered, Tensor)
             all_t, all_losses = gathered.reshape(-1, 2).T.cpu()
-            self._pending = (batch_idx, all_t.round().long(), all_losses)
+            self._pending = (batch_idx, all_t if t.is_floating_point() else all_t.round().long(), all_losses)
 
     def _record(self) -> None:
         if self._pending is not None:

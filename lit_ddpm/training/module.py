@@ -17,7 +17,8 @@ from lit_ddpm.diffusion.condition import Condition
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.guidance import GuidedDenoiser, LabelDropout
-from lit_ddpm.diffusion.objective import Objective, PredictionMSE, training_loss
+from lit_ddpm.diffusion.network import NetworkTime
+from lit_ddpm.diffusion.objective import Objective, PredictionMSE, check_training, training_loss
 from lit_ddpm.diffusion.parametrization import EpsParametrization, Parametrization
 from lit_ddpm.diffusion.sampler import AncestralSampler, Sampler
 from lit_ddpm.diffusion.schedule import LinearSchedule, Schedule
@@ -55,6 +56,7 @@ class DDPM(CheckpointedModule):
         variance: The variance of ``p_theta``, see `Denoiser`; ``"learned"`` needs twice the output channels.
         clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; if None, for pixel levels and not for real
             values.
+        time: What the network gets as t, see `NetworkTime`; ``"log_snr"`` does not depend on T.
         label_dropout: The probability of dropping a training label; classifier-free guidance needs it.
         guidance: The scale of classifier-free guidance in sampling, see `GuidedDenoiser`; 1 is without guidance.
         num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
@@ -78,6 +80,7 @@ class DDPM(CheckpointedModule):
         condition: Condition | None = None,
         variance: Variance = "posterior",
         clip: bool | None = None,
+        time: NetworkTime = "t",
         label_dropout: float = 0.0,
         guidance: float = 1.0,
         num_val_timesteps: int | None = 32,
@@ -90,16 +93,15 @@ class DDPM(CheckpointedModule):
         super().__init__()
         self.save_hyperparameters(ignore=EXECUTION_ONLY)
         network = network if network is not None else UNet()
-        self.denoiser = Denoiser(
-            network, schedule or LinearSchedule(), parametrization or EpsParametrization(), variance, clip is not False
-        )
+        parts = network, schedule or LinearSchedule(), parametrization or EpsParametrization()
+        self.denoiser = Denoiser(*parts, variance, clip is not False, time)
         self.condition = condition
         self.decoder = decoder
         self.objective = objective or PredictionMSE()
         self.timesteps = timesteps or UniformTimesteps()
         self.sampler = sampler or AncestralSampler()
         self.guidance = guidance
-        self.objective.check(self.denoiser)
+        check_training(self.denoiser, self.objective, self.timesteps)
         self.sampler.timesteps(self.denoiser.schedule)  # refuses more steps than T
         _ = self.sampling_denoiser  # refuses guidance of an unconditional network
         if channels_last:

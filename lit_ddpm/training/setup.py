@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lit_ddpm.data.protocols import DataInfo
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
-from lit_ddpm.diffusion.denoiser import ImageNetwork, SpatialNetwork
+from lit_ddpm.diffusion.network import ImageNetwork, SpatialNetwork
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM

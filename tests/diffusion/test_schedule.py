@@ -161,4 +161,31 @@ def test_timesteps_outside_the_schedule_are_refused(t):
 @pytest.mark.parametrize("t", [1.0, torch.tensor([1.0]), torch.tensor([True]), "1", True, None])
 def test_timesteps_of_the_wrong_type_are_refused(t):
     with pytest.raises(TypeError, match="t must"):
-        LinearSchedule().snr(t)
+        LinearSchedule().beta(t)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(50), CosineSchedule(50), LogSNRSchedule(50)], ids=str)
+def test_real_timesteps_interpolate_log_snr(schedule):
+    t = torch.arange(1, 51)
+    for table in (schedule.log_snr, schedule.snr, schedule.alpha_bar, schedule.one_minus_alpha_bar):
+        torch.testing.assert_close(table(t.float()), table(t), rtol=1e-12, atol=1e-14)
+    middle = torch.tensor([3.25])
+    expected = 0.75 * math.log(float(schedule.snr(3))) + 0.25 * math.log(float(schedule.snr(4)))
+    assert float(schedule.log_snr(middle)) == pytest.approx(expected, rel=1e-12)
+    assert float(schedule.alpha_bar(middle)) == pytest.approx(1 / (1 + math.exp(-expected)), rel=1e-12)
+    h = 1e-6
+    slope = (schedule.snr(middle.double() + h) - schedule.snr(middle.double() - h)) / (2 * h)
+    assert float(schedule.snr_slope(middle)) == pytest.approx(float(slope), rel=1e-6)
+    real = torch.tensor([1.0, 3.25, 49.9, 50.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.time_of(schedule.log_snr(real)), real, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("t", [0.5, 50.1, math.nan])
+def test_real_timesteps_outside_the_schedule_are_refused(t):
+    with pytest.raises(ValueError, match=rf"t = {t:g} must be in \[1, 50\]"):
+        LinearSchedule(50).snr(torch.tensor([t]))
+
+
+def test_a_log_snr_outside_the_schedule_is_refused():
+    with pytest.raises(ValueError, match=r"log SNR = 9.5 to 9.5 is outside .*, whose range is 9 to -6"):
+        LogSNRSchedule(50).time_of(torch.tensor([9.5]))

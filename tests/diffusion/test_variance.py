@@ -63,6 +63,14 @@ def test_the_best_variance_of_the_measured_images(schedule, clips):
     assert report.best_variance == pytest.approx(float(total.mean()) / 16 / math.log(2), rel=1e-9)
     assert report.best_variance < report.terms["total"].value
     assert "with the best variance" in report.table()
+    # The Riemann sums of the same terms on both sides of the integral over SNR.
+    w = kl_weight(schedule, t)
+    rest = float((before.prior + before.reconstruction).mean()) / 16
+    sums = [float((w * m).sum()) + rest for m in (x0_mse[:-1], x0_mse[1:])]
+    assert report.infinite_steps == pytest.approx([value / math.log(2) for value in sums], rel=1e-9)
+    assert report.infinite_steps[1] == pytest.approx(report.terms["total"].value, rel=1e-9)
+    assert f"with infinite steps {sum(sums) / 2 / math.log(2):14.4f}   between" in report.table()
+    assert report.metrics("test")["test/bpd_infinite_steps"] == pytest.approx(sum(sums) / 2 / math.log(2), rel=1e-9)
     assert report.metrics("test")["test/bpd_best_variance"] == report.best_variance
 
 
@@ -130,18 +138,33 @@ def test_guidance_has_the_measured_errors():
 
 def test_measurements_belong_to_a_schedule():
     denoiser = tiny_denoiser(variance="analytic")
-    assert denoiser.measurements() is None
+    assert list(denoiser.state()) == ["log_alpha_bar"]
     denoiser.x0_mse = torch.zeros(40, dtype=torch.float64)  # at the start of a fit
-    assert denoiser.measurements() is None
+    assert list(denoiser.state()) == ["log_alpha_bar"]
     denoiser.x0_mse = torch.rand(40, dtype=torch.float64)
     again = tiny_denoiser(variance="analytic")
-    again.load_measurements(denoiser.measurements())
+    again.load_state(denoiser.state())
     assert torch.equal(again.x0_mse, denoiser.x0_mse)
     for schedule in (LinearSchedule(41), CosineSchedule(40)):
         other = Denoiser(denoiser.network, schedule, denoiser.parametrization, "analytic")
-        other.load_measurements(denoiser.measurements())
-        other.load_measurements(None)
+        with pytest.warns(UserWarning, match="trained with another schedule of 40 steps"):
+            other.load_state(denoiser.state())
         assert other.x0_mse is None
+
+
+def test_measurements_of_a_log_snr_network_are_interpolated():
+    schedule = LogSNRSchedule(30, log_snr_start=8.0, log_snr_end=-6.0)
+    denoiser = Denoiser(torch.nn.Identity(), schedule, VParametrization(), "analytic", time="log_snr")
+    denoiser.x0_mse = 1 / (1 + schedule.snr(torch.arange(1, 31)))
+    finer = LogSNRSchedule(300, log_snr_start=7.5, log_snr_end=-6.0)
+    other = Denoiser(denoiser.network, finer, denoiser.parametrization, "analytic", time="log_snr")
+    other.load_state(denoiser.state())
+    expected = 1 / (1 + finer.snr(torch.arange(1, 301)))
+    torch.testing.assert_close(other.x0_mse, expected, rtol=0.02, atol=0)
+    for outside in (LogSNRSchedule(30, log_snr_start=8.1), LogSNRSchedule(30, log_snr_start=8.0, log_snr_end=-6.1)):
+        far = Denoiser(denoiser.network, outside, denoiser.parametrization, time="log_snr")
+        with pytest.raises(ValueError, match=r"has a log SNR of 8\.?1? to -6.*trained on 8 to -6: change the ends"):
+            far.load_state(denoiser.state())
 
 
 def test_errors_are_interpolated_between_few_calls():
