@@ -26,6 +26,7 @@ class Trainer(lightning.Trainer):
         verbose: bool = False,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        exact: bool = False,
     ) -> Any:
         """Measures the exact variational bound on the test split, and prints and writes the ledger.
 
@@ -36,7 +37,11 @@ class Trainer(lightning.Trainer):
             verbose: Print every logged value as well.
             datamodule: The data.
             weights_only: Load the checkpoint without pickled objects.
+            exact: Measure the likelihood under the probability-flow ODE next to the bound.
         """
+        module = self.lightning_module if model is None else model
+        if isinstance(module, DDPM):
+            module.evaluator.exact = exact
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @override

@@ -15,6 +15,9 @@ from lit_ddpm.diffusion.variance import smooth_x0_mse
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
 
+LIKELIHOOD = ("flow", "dequantization", "flow_reconstruction", "likelihood", "gap", "solver_error")
+"""The columns of an exact likelihood: its terms, their total, the bound minus it, and what half the steps change."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -44,6 +47,7 @@ class Report:
     # What the network's x0-MSE at each t implies for the total; None for an estimate.
     best_variance: float | None = None  # with the best variance at t = 2..T
     infinite_steps: tuple[float, float] | None = None  # with ever finer steps: lower and upper limit
+    likelihood: dict[str, Entry] | None = None  # the columns LIKELIHOOD, if the exact likelihood was measured
 
     def key(self, split: str) -> str:
         """Returns the key of the total in the logs."""
@@ -62,6 +66,10 @@ class Report:
             values[f"{total_key}_best_variance"] = self.best_variance
         if self.infinite_steps is not None:
             values[f"{total_key}_infinite_steps"] = sum(self.infinite_steps) / 2
+        if self.likelihood is not None:
+            for name in ("likelihood", "gap"):
+                entry = self.likelihood[name]
+                values |= {f"{total_key}_{name}": entry.value, f"{total_key}_{name}_se_images": entry.se_images}
         if self.baseline is not None:
             values[f"{total_key}_histogram"] = self.baseline.value
         return values
@@ -80,6 +88,8 @@ class Report:
         content["given"] = tuple(content.get("given", ()))
         if content.get("infinite_steps") is not None:
             content["infinite_steps"] = tuple(content["infinite_steps"])
+        if content.get("likelihood") is not None:
+            content["likelihood"] = {name: _entry(entry) for name, entry in content["likelihood"].items()}
         return cls(**content)
 
     def table(self) -> str:
@@ -94,12 +104,30 @@ class Report:
             low, high = self.infinite_steps
             value = f"{'with infinite steps':<24}{(low + high) / 2:>10.4f}"
             lines.append(f"{value}   between {low:.4f} and {high:.4f}")
+        if self.likelihood is not None:
+            lines += self._likelihood_rows(self.likelihood)
         if self.baseline is not None:
             lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
         lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
         if self.given:
             lines.append(f"the bound of a conditional model: x_0 given {' and '.join(self.given)}")
         return "\n".join(lines)
+
+    @staticmethod
+    def _likelihood_rows(entries: dict[str, Entry]) -> list[str]:
+        names = {
+            "flow": "flow, -log p(x_1)",
+            "dequantization": "dequantization",
+            "flow_reconstruction": "reconstruction",
+            "likelihood": "exact likelihood",
+            "gap": "bound minus likelihood",
+        }
+        rows = [
+            f"{label:<24}{entries[name].value:>10.4f}{entries[name].se_images:>11.4f}" for name, label in names.items()
+        ]
+        rows.insert(3, "-" * len(rows[0]))
+        rows[-1] += f"   with half the steps of the solver {-entries['solver_error'].value:+.4f}"
+        return ["", *rows, ""]
 
 
 def _entry(content: dict[str, float | None]) -> Entry:
@@ -114,16 +142,17 @@ class Ledger:
     """Sums over images, in float64 on the CPU; the sums of several ranks add up to those of one.
 
     The schedule has `num_steps` steps T, and each image takes `num_calls` network calls. A `discrete` decoder gives
-    probabilities, and the unit is bits.
+    probabilities, and the unit is bits. An `exact` ledger has the columns of the exact likelihood.
     """
 
-    def __init__(self, num_steps: int, num_calls: int, discrete: bool = True) -> None:
+    def __init__(self, num_steps: int, num_calls: int, discrete: bool = True, exact: bool = False) -> None:
         self.discrete = discrete
         self.num_calls = num_calls
+        self.columns = (*TERMS, "baseline", *(LIKELIHOOD if exact else ()))
         shapes: dict[str, tuple[int, ...]] = {
             "count": (),
             "dims": (),
-            "moments": (2, len(TERMS) + 1),  # the sums and sums of squares of the terms and the baseline
+            "moments": (2, len(self.columns)),  # sums and sums of squares
             "differences": (num_calls // 2 if num_calls > 2 else 0,),
             "squared_differences": (),
             "profile": (num_steps - 1,),
@@ -134,11 +163,14 @@ class Ledger:
         }
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
-    def update(self, bound: Bound, baseline: Tensor | None = None) -> None:
-        """Adds the images of `bound`, and their code length in nats ``[B]`` under a baseline."""
+    def update(self, bound: Bound, **columns: Tensor) -> None:
+        """Adds the images of `bound`, and their values of further `columns` in nats, ``[B]``; 0 if not given.
+
+        The ``baseline`` is their code length under another model.
+        """
         count = len(bound.prior)
-        baseline = torch.zeros_like(bound.prior) if baseline is None else baseline.to(bound.prior)
-        values = torch.stack([*(getattr(bound, name) for name in TERMS), baseline])
+        columns |= {name: getattr(bound, name) for name in TERMS}
+        values = torch.stack([columns.get(name, torch.zeros_like(bound.prior)).double() for name in self.columns])
         new = {
             "count": torch.tensor(count),
             "dims": torch.tensor(count * bound.dims),
@@ -189,8 +221,8 @@ class Ledger:
             se_images = math.sqrt(variance / (count - 1)) * scale if count > 1 else math.nan
             return Entry(mean * scale, se_images, se_noise=0.0)
 
-        *entries, baseline = [entry(*column) for column in sums["moments"].T.tolist()]
-        terms = dict(zip(TERMS, entries, strict=True))
+        entries = {name: entry(*m) for name, m in zip(self.columns, sums["moments"].T.tolist(), strict=True)}
+        terms = {name: entries[name] for name in TERMS}
         variance = noise_variance(sums["differences"] / count, sums["squared_differences"] / count, count)
         noise = {"diffusion": math.sqrt(variance / count) * scale}
         noise["reconstruction"] = terms["reconstruction"].se_images
@@ -207,7 +239,8 @@ class Ledger:
             terms={name: replace(value, se_noise=noise.get(name, 0.0)) for name, value in terms.items()},
             best_variance=best_variance,
             infinite_steps=infinite_steps,
-            baseline=baseline if baseline.value > 0 else None,
+            likelihood={name: entries[name] for name in LIKELIHOOD} if LIKELIHOOD[0] in entries else None,
+            baseline=entries["baseline"] if entries["baseline"].value > 0 else None,
             num_images=count,
             num_calls=self.num_calls,
             profile=(sums["profile"] / count * scale).tolist(),

@@ -15,7 +15,8 @@ from lit_ddpm.data.protocols import HasHistogram
 from lit_ddpm.diffusion.bound import variational_bound
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
-from lit_ddpm.diffusion.ledger import Ledger, Report, histogram_nats
+from lit_ddpm.diffusion.ledger import LIKELIHOOD, Ledger, Report, histogram_nats
+from lit_ddpm.diffusion.likelihood import FLOW_STEPS, check_flow, exact_likelihood
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.diffusion.weighting import kl_weight
 from lit_ddpm.training.run_directory import RunDirectory
@@ -59,8 +60,9 @@ def kl_metrics(denoiser: Denoiser, pred: Prediction, weight: Tensor) -> KLMetric
 class SplitBound:
     """Accumulates the bound over this rank's batches of a split, from `num_calls` network calls for each image.
 
-    In testing, the histogram of a discrete dataset is measured as well, as the baseline. `second_moment` is
-    `Bound.second_moment` of an earlier evaluation, which reduces the variance of an estimate.
+    In testing, the histogram of a discrete dataset is measured as well, as the baseline, and, if `exact`, the exact
+    likelihood. `second_moment` is `Bound.second_moment` of an earlier evaluation, which reduces the variance of an
+    estimate.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class SplitBound:
         split: Split,
         num_calls: int,
         second_moment: Tensor | None,
+        exact: bool = False,
     ) -> None:
         self.denoiser = denoiser
         self.decoder = decoder
@@ -83,7 +86,8 @@ class SplitBound:
         self._histogram = data.train_histogram() if isinstance(data, HasHistogram) else None
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
         self._moment = second_moment
-        self.ledger = Ledger(denoiser.schedule.num_steps, num_calls, discrete=decoder.levels is not None)
+        self._exact = exact
+        self.ledger = Ledger(denoiser.schedule.num_steps, num_calls, decoder.levels is not None, exact)
         self._num_seen = 0
         self._given: tuple[str, ...] = ()
 
@@ -103,7 +107,19 @@ class SplitBound:
         bound = variational_bound(
             self.denoiser, x_0, self.decoder, self.ledger.num_calls, EVALUATION_SEED, index, self._moment, **cond
         )
-        self.ledger.update(bound, None if self._histogram is None else histogram_nats(self._histogram, x_0))
+        columns = {} if self._histogram is None else {"baseline": histogram_nats(self._histogram, x_0)}
+        if self._exact:
+            columns |= self._likelihood(x_0, index, cond, bound.total)
+        self.ledger.update(bound, **columns)
+
+    def _likelihood(self, x_0: Tensor, index: Tensor, cond: dict[str, Any], bound: Tensor) -> dict[str, Tensor]:
+        """Returns the columns of the exact likelihood."""
+        full, half = (
+            exact_likelihood(self.denoiser, x_0, self.decoder, steps, EVALUATION_SEED, index, **cond)
+            for steps in (FLOW_STEPS, FLOW_STEPS // 2)
+        )
+        terms = full.flow, full.dequantization, full.reconstruction, full.total
+        return dict(zip(LIKELIHOOD, (*terms, bound - full.total, full.total - half.total), strict=True))
 
     def report(self, trainer: Trainer) -> Report:
         """Returns the report over all ranks, whose sums the ledger then has; called once, at the end."""
@@ -131,6 +147,7 @@ class BoundEvaluator:
         if num_val_timesteps is not None and num_val_timesteps < 2:
             raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all T.")
         self.num_val_timesteps = num_val_timesteps
+        self.exact = False  # whether a test measures the exact likelihood, too
         self.last_report: Report | None = None  # of the last `finish`
         self._initial_moment: Tensor | None = None  # of the current or last validation
         self._found_moment: Tensor | None = None  # in it
@@ -144,16 +161,24 @@ class BoundEvaluator:
         """Returns an empty accumulator for a split, with the settings of this evaluator."""
         num_steps = denoiser.schedule.num_steps
         num_calls = num_steps if split == "test" else min(self.num_val_timesteps or num_steps, num_steps)
-        return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment)
+        exact = self.exact and split == "test"
+        return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment, exact)
 
     def begin(self, trainer: Trainer, denoiser: Denoiser, decoder: Decoder, split: Split) -> None:
         """Starts a pass over a split."""
+        if self.exact:
+            check_flow(denoiser)
         if trainer.state.fn == "fit":
             self._initial_moment = self._found_moment
         self._bound = self.new_bound(trainer, denoiser, decoder, split)
         if split == "test" and (num_images := self._bound.num_images) is not None:
             num_calls = denoiser.schedule.num_steps
             rank_zero_info(f"The exact bound takes {num_calls:,} network calls for each of {num_images:,} images.")
+            if self.exact:
+                rank_zero_info(
+                    f"The exact likelihood takes {6 * FLOW_STEPS} more with gradients: {FLOW_STEPS} steps of the "
+                    f"probability-flow ODE, and {FLOW_STEPS // 2} as a check."
+                )
 
     def update(self, x_0: Tensor, cond: dict[str, Any]) -> None:
         """Adds the images of a batch, ``[B, C, H, W]``, with the keyword arguments of the network."""

@@ -146,7 +146,7 @@ def test_a_constant_baseline_has_no_error():
     for bits in torch.linspace(0.1, 3, 200).tolist():
         ledger = Ledger(30, 2)
         for bound in parts:
-            ledger.update(bound, torch.full((len(bound.prior),), 16 * math.log(2) * bits, dtype=torch.float64))
+            ledger.update(bound, baseline=torch.full((len(bound.prior),), 16 * math.log(2) * bits))
         baseline = ledger.report().baseline
         assert baseline.value == pytest.approx(bits)
         assert baseline.se_images == pytest.approx(0, abs=1e-6)
