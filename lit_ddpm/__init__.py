@@ -20,6 +20,7 @@ from lit_ddpm.diffusion.objective import (
     training_loss,
 )
 from lit_ddpm.diffusion.parametrization import (
+    CategoricalParametrization,
     EpsParametrization,
     MeanParametrization,
     Parametrization,
@@ -64,6 +65,7 @@ __all__ = [
     "AncestralSampler",
     "BetaSchedule",
     "Bound",
+    "CategoricalParametrization",
     "Condition",
     "Configurable",
     "ContinuousTimesteps",

@@ -33,7 +33,7 @@ class Prediction:
     x_t: Tensor
     t: Tensor  # [B] on the CPU, int64, or float64 in continuous time
     eps: Tensor
-    output: Tensor  # at least float32
+    output: Tensor  # after the activation of the parametrization, at least float32
     x0_hat: Tensor  # never clipped
     fraction: Tensor | None = None  # see `Estimate`
     cond: dict[str, Any] = field(default_factory=dict)  # the keyword arguments of the network
@@ -60,7 +60,8 @@ class Denoiser(nn.Module):
 
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is ``[B]`` on the device of x_t; see `time`. Its
-            output has the shape of x_t, or for a learned variance twice the channels.
+            output has the shape of x_t: `Parametrization.outputs` times the channels, and those of x_t once more for a
+            learned variance.
         variance: The variance of ``p_theta(x_s|x_t)``: ``"posterior"``, ``"beta"``, ``"learned"``, ``"fixed_small"``,
             ``"fixed_large"``, or ``"analytic"``, which needs `x0_mse`. The type `Variance` describes them.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
@@ -98,6 +99,11 @@ class Denoiser(nn.Module):
     def training_variance(self) -> Variance:
         """The variance of the objectives: that of the posterior for an analytic one, whose errors are not constant."""
         return "posterior" if self.variance == "analytic" else self.variance
+
+    @property
+    def outputs(self) -> int:
+        """The outputs that the network needs for each component of the images."""
+        return self.parametrization.outputs + (self.variance == "learned")
 
     @property
     def num_classes(self) -> int | None:
@@ -207,12 +213,11 @@ class Denoiser(nn.Module):
         return t
 
     def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Calls the network once and returns its output, the estimate of x_0, not clipped, and `Estimate.fraction`."""
+        """Calls the network once; returns the prediction, the estimate of x_0, not clipped, and `Estimate.fraction`."""
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
         time = network_time(self.schedule, t, self.time).expand(len(x_t)).to(x_t.device, non_blocking=True)
         output: Tensor = self.network(x_t.to(weight.dtype), time, **cond)
-        parts = 2 if self.variance == "learned" else 1
-        expected = [len(x_t), parts * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
+        expected = [len(x_t), self.outputs * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
         if list(output.shape) != expected:
             raise ValueError(
                 f"the network returned {list(output.shape)} for images of {list(x_t.shape)}: check its out_channels. "
@@ -220,11 +225,12 @@ class Denoiser(nn.Module):
             )
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         fraction = None
-        if parts == 2:
-            output, position = output.chunk(2, dim=1)
+        if self.variance == "learned":
+            output, position = output.tensor_split([-x_t.shape[1]], dim=1)
             fraction = (position + 1) / 2
         with torch.autocast(x_t.device.type, enabled=False):
-            return output, self.parametrization.x0_hat(self.schedule, output, x_t, t), fraction
+            prediction = self.parametrization.activation(self.schedule, output, x_t, t)
+            return prediction, self.parametrization.x0_hat(self.schedule, prediction, x_t, t), fraction
 
 
 @contextmanager

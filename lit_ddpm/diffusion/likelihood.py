@@ -1,8 +1,8 @@
 """The likelihood under the probability-flow ODE, next to which the bound can be read.
 
-The ODE has the marginals of the reverse process (Song et al. 2021, "Score-Based Generative Modeling through Stochastic
-Differential Equations", section 4.3). For
-``y = x_t / sqrt(alpha_bar)`` and ``u = -log SNR / 2``, the logarithm of the noise in y, it is
+The ODE has the marginals of the reverse process in continuous time (Song et al. 2021, "Score-Based Generative Modeling
+through Stochastic Differential Equations", section 4.3). For ``y = x_t / sqrt(alpha_bar)`` and ``u = -log SNR / 2``,
+the logarithm of the standard deviation of the noise in y, it is
 
     dy/du = y - x0_hat,    d log p(y)/du = -(D - tr dx0_hat/dy),
 

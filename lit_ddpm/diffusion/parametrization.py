@@ -1,11 +1,12 @@
 """Prediction targets: the meaning of the network's output.
 
-Every parametrization here is affine in the network's output,
+Every estimate of the clean image is affine in the prediction,
 
-    x0_hat = skip_t x_t + scale_t output,
+    x0_hat = skip_t x_t + scale_t prediction,
 
-so one method, `Parametrization.coefficients`, defines everything: the estimate of the clean image, the target of the
-output, and the factor ``scale^2`` that turns a squared error of the output into one of x_0.
+so one method, `Parametrization.coefficients`, defines everything: the estimate, the target of the prediction, and the
+factor ``scale^2`` that turns a squared error of the prediction into one of x_0. The prediction is the network's output,
+except where a parametrization has an `activation`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
 from lit_ddpm.diffusion.schedule import Schedule, expand_like
@@ -23,6 +25,7 @@ from lit_ddpm.diffusion.schedule import Schedule, expand_like
 class Parametrization(Configurable, ABC):
     """The map between the network's output and the clean image."""
 
+    outputs = 1  # the network's outputs for each component of the images
     stepwise = False  # whether the map depends on the step from t - 1 to t, and so needs integers
     needs_signal = False  # whether the map divides by the signal in x_t, and so is undefined where SNR(T) is zero
 
@@ -30,13 +33,17 @@ class Parametrization(Configurable, ABC):
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``(skip, scale)``, float64 of the shape of `t`."""
 
+    def activation(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """Returns the prediction ``[B, C, ...]`` for the output ``[B, outputs C, ...]``: here the output itself."""
+        return output
+
     def x0_hat(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
-        """Returns the estimate of x_0 for an `output`; all of shape ``[B, ...]``, t an int or ``[B]``."""
+        """Returns the estimate of x_0 for a prediction; all of shape ``[B, ...]``, t an int or ``[B]``."""
         skip, scale = self.coefficients(schedule, t)
         return expand_like(skip, x_t) * x_t + expand_like(scale, x_t) * output
 
     def target(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
-        """Returns the output for which the estimate of x_0 is exact, given the `x_0` and the noise `eps` in x_t."""
+        """Returns the prediction for which the estimate of x_0 is exact, given `x_0` and the noise `eps` in x_t."""
         skip, scale = self.coefficients(schedule, t)
         signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
         return expand_like((1 - skip * signal) / scale, x_0) * x_0 - expand_like(skip * noise / scale, x_0) * eps
@@ -50,6 +57,42 @@ class X0Parametrization(Parametrization):
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(schedule.alpha_bar(t))
         return torch.zeros_like(one), one
+
+
+@dataclass(eq=False)
+class CategoricalParametrization(X0Parametrization):
+    """The outputs are the logits of each pixel's levels, and the prediction is the posterior mean of x_0.
+
+    For one component x of x_t and the level l_k, the probability p_k is proportional to ``exp(logit_k)`` times the
+    density of x under ``N(sqrt(alpha_bar) l_k, 1 - alpha_bar)``. The prediction is ``sum p_k l_k``. The ideal estimate
+    of discrete data has this form, with logits that depend on the other components alone. So the network need not learn
+    how to round a pixel to its level.
+
+    Args:
+        levels: The number of pixel levels of the data, from -1 to 1; the network has as many outputs for each channel.
+    """
+
+    levels: int = 256
+
+    def __post_init__(self) -> None:
+        """Checks the number of levels."""
+        check_at_least(self, 2, levels=self.levels)
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]  # a constant of the other classes
+        """The network's outputs for each component of the images."""
+        return self.levels
+
+    @override
+    def activation(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
+        batch, channels, *size = x_t.shape
+        logits = output.reshape(batch, channels, self.levels, -1)
+        x = x_t.to(logits.dtype).reshape(batch, channels, 1, -1)
+        level = torch.linspace(-1, 1, self.levels, dtype=logits.dtype, device=x.device)
+        mean = expand_like(schedule.alpha_bar(t).sqrt(), x) * level[:, None]
+        precision = expand_like(1 / schedule.one_minus_alpha_bar(t), x)
+        posterior = (logits - 0.5 * precision * (x - mean) ** 2).softmax(dim=2)
+        return (level @ posterior).reshape(batch, channels, *size)
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lit_ddpm.data.protocols import DataInfo
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
 from lit_ddpm.diffusion.network import ImageNetwork, SpatialNetwork
+from lit_ddpm.diffusion.parametrization import CategoricalParametrization
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -57,6 +58,13 @@ def check_data(data: DataInfo, module: "DDPM") -> None:
             f"the decoder has levels = {decoder.levels} but the images of {data.name} have levels = {data.levels}; set "
             f"the decoder's levels to {data.levels}."
         )
+    if isinstance(denoiser.parametrization, CategoricalParametrization) and module.data_levels != (
+        levels := denoiser.parametrization.levels
+    ):
+        found = "real values" if module.data_levels is None else f"levels = {module.data_levels}"
+        raise ValueError(
+            f"levels = {levels} of CategoricalParametrization does not fit {data.name}, which has {found}."
+        )
     if data.real_valued and denoiser.clip:
         raise ValueError(f"clip = True limits x_0 to [-1, 1], which the real values of {data.name} exceed: remove it.")
     if data.image_shape is not None and isinstance(network, SpatialNetwork):
@@ -68,7 +76,7 @@ def check_data(data: DataInfo, module: "DDPM") -> None:
             )
     if data.image_shape is not None and isinstance(network, ImageNetwork):
         channels = data.image_shape[0]
-        needed = {"in_channels": channels, "out_channels": channels * (2 if denoiser.variance == "learned" else 1)}
+        needed = {"in_channels": channels, "out_channels": channels * denoiser.outputs}
         for name, actual in (("in_channels", network.in_channels), ("out_channels", network.out_channels)):
             if actual != needed[name]:
                 raise ValueError(
