@@ -24,6 +24,9 @@ from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_pos
 
 BLOCK = 16  # timesteps per call of the generator; the noise of (seed, index) depends on it
 KNOTS = 16  # averages that `smooth_rms` interpolates
+DECODER_SCALES = 2 ** (torch.arange(-12, 13, dtype=torch.float64) / 2)
+"""The factors of beta_1 among which the best variance of the decoder is chosen."""
+
 UNIFORM_SHARE = 0.01  # probability of a uniform draw, so that every timestep remains possible
 
 
@@ -45,6 +48,9 @@ class Bound:
     visits: Tensor  # [T], the number of calls at t = 1..T
     kl: Tensor  # [T - 1], the KL terms, t = 2..T
     squared_error: Tensor  # [T], |x0_hat - x_0|^2 per dimension, t = 1..T
+
+    # Summed over the images: `reconstruction` for a decoder of variance beta_1 times each of the `DECODER_SCALES`.
+    reconstruction_by_scale: Tensor
 
     dims: int  # dimensions of an image
     num_calls: int  # network calls for each image
@@ -141,6 +147,7 @@ class _Terms(NamedTuple):
 
     prior: Tensor  # [B]
     reconstruction: Tensor  # [B]
+    reconstruction_by_scale: Tensor
     t: Tensor  # int64 [K, B]
     squared_error: Tensor  # [K, B], mean of |x0_hat - x_0|^2 over the dimensions
     kl: Tensor  # [K - 1, B], the KL at t[1:]
@@ -165,6 +172,8 @@ def _evaluate(
             rows["squared_error"].append(((x0_hat - clean) ** 2).flatten(1).mean(1))
             if k == 0:  # t = 1
                 reconstruction = _per_image(-decoder.log_prob(clean, p))
+                variances = (schedule.beta(1) * DECODER_SCALES).to(clean)
+                scaled = [-decoder.log_prob(clean, Gaussian(x0_hat, variance)).sum() for variance in variances]
             else:
                 rows["kl"].append(_per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p)))
                 rows["excess_noise"].append((eps.to(clean) ** 2).flatten(1).mean(1) - 1)
@@ -172,6 +181,7 @@ def _evaluate(
     return _Terms(
         prior=_per_image(prior).double().cpu(),
         reconstruction=reconstruction.double().cpu(),
+        reconstruction_by_scale=torch.stack(scaled).double().cpu(),
         **{name: array if name == "t" else array.double() for name, array in arrays.items()},
     )
 
@@ -202,6 +212,7 @@ def _reduce(terms: _Terms, rms: Tensor, density: Tensor, dims: int) -> Bound:
         visits=sum_by_timestep(torch.ones_like(terms.squared_error), 1),
         kl=sum_by_timestep(terms.kl, 2),
         squared_error=sum_by_timestep(terms.squared_error, 1),
+        reconstruction_by_scale=terms.reconstruction_by_scale,
         dims=dims,
         num_calls=len(terms.t),
     )

@@ -93,7 +93,8 @@ class Denoiser(nn.Module):
         self.variance: Variance = variance
         self.clip = clip
         self.time: NetworkTime = time
-        self.x0_mse: Tensor | None = None  # of validation images at t = 1..T, float64 [T] on the CPU
+        # Of validation images at t = 1..T, float64 [T] on the CPU; at t = 1 the variance of the decoder.
+        self.x0_mse: Tensor | None = None
 
     @property
     def training_variance(self) -> Variance:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.files import number_of, write_json
-from lit_ddpm.diffusion.bound import Bound, noise_variance
+from lit_ddpm.diffusion.bound import DECODER_SCALES, Bound, noise_variance
 from lit_ddpm.diffusion.variance import smooth_x0_mse
 
 TERMS = ("prior", "diffusion", "reconstruction", "total")
@@ -45,7 +45,7 @@ class Report:
     x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
     given: tuple[str, ...] = ()  # the conditions of the model, such as "label": the bound is that of p(x_0 | given)
     # What the network's x0-MSE at each t implies for the total; None for an estimate.
-    best_variance: float | None = None  # with the best variance at t = 2..T
+    best_variance: float | None = None  # with the best variance at every t
     infinite_steps: tuple[float, float] | None = None  # with ever finer steps: lower and upper limit
     likelihood: dict[str, Entry] | None = None  # the columns LIKELIHOOD, if the exact likelihood was measured
 
@@ -160,6 +160,7 @@ class Ledger:
             "visits": (num_steps,),
             "kl": (num_steps - 1,),
             "squared_error": (num_steps,),
+            "reconstruction_by_scale": DECODER_SCALES.shape,
         }
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
@@ -178,7 +179,7 @@ class Ledger:
         }
         for name in ("differences", "squared_differences", "profile", "second_moment"):  # averages over the images
             new[name] = getattr(bound, name) * count
-        for name in ("visits", "kl", "squared_error"):
+        for name in ("visits", "kl", "squared_error", "reconstruction_by_scale"):
             new[name] = getattr(bound, name)
         self._sums = {name: total + new[name] for name, total in self._sums.items()}
 
@@ -194,6 +195,10 @@ class Ledger:
         """Returns an estimate of the x0-MSE of the images at t = 1..T, ``[T]``; see `smooth_x0_mse`."""
         return smooth_x0_mse(self._sums["squared_error"], self._sums["visits"])
 
+    def decoder_scale(self) -> float:
+        """Returns the best of the `DECODER_SCALES` for the images."""
+        return float(DECODER_SCALES[self._sums["reconstruction_by_scale"].argmin()])
+
     def report(self, given: tuple[str, ...] = (), kl_weight: Tensor | None = None) -> Report:
         """Returns the report over all images, for a model under the conditions `given`.
 
@@ -201,7 +206,8 @@ class Ledger:
         totals, computed from the x0-MSE m_t of these images:
 
         - With the best variance, ``sigma_q^2 + c_0^2 m_t``, the KL is ``ln(1 + 2 w_t m_t) / 2`` per dimension (Bao et
-          al. 2022, "Analytic-DPM"). As m_t is that of the same images, the total is slightly too low.
+          al. 2022, "Analytic-DPM"), and the decoder has the best of the `DECODER_SCALES`. As both are chosen for the
+          same images, the total is slightly too low.
         - With ever finer steps, the KL terms become the integral of ``m d SNR / 2`` per dimension (Kingma et al. 2021,
           eq. 15). It lies between its Riemann sums ``sum w_t m_(t-1)`` and ``sum w_t m_t``, of which the second is the
           bound itself. Their mean, the trapezoidal rule, is the estimate.
@@ -233,6 +239,8 @@ class Ledger:
             diffusion = torch.stack([torch.log1p(2 * w * m[1:]) / 2, w * m[:-1], w * m[1:]]).sum(1) * scale * dims
             rest = terms["prior"].value + terms["reconstruction"].value
             best_variance, *limits = (diffusion + rest).tolist()
+            reconstruction = float(sums["reconstruction_by_scale"].min()) / count * scale
+            best_variance += min(reconstruction - terms["reconstruction"].value, 0)
             infinite_steps = (limits[0], limits[1])
         return Report(
             unit="bits/dim" if self.discrete else "nats/dim",

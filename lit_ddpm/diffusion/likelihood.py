@@ -6,8 +6,7 @@ the logarithm of the standard deviation of the noise in y, it is
 
     dy/du = y - x0_hat,    d log p(y)/du = -(D - tr dx0_hat/dy),
 
-from t = 1 to T, where x_T is standard normal; D is the number of dimensions. Images enter with the noise of t = 1, which
-dequantizes pixel levels:
+from t = 1 to T, where x_T is standard normal; D is the number of dimensions. The noise of t = 1 dequantizes the images:
 
     -log p(x_0) <= E[-log p(x_1) + log q(x_1|x_0) - log p(x_0|x_1)],
 

@@ -85,14 +85,16 @@ class CategoricalParametrization(X0Parametrization):
 
     @override
     def activation(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
-        batch, channels, *size = x_t.shape
-        logits = output.reshape(batch, channels, self.levels, -1)
-        x = x_t.to(logits.dtype).reshape(batch, channels, 1, -1)
-        level = torch.linspace(-1, 1, self.levels, dtype=logits.dtype, device=x.device)
-        mean = expand_like(schedule.alpha_bar(t).sqrt(), x) * level[:, None]
-        precision = expand_like(1 / schedule.one_minus_alpha_bar(t), x)
-        posterior = (logits - 0.5 * precision * (x - mean) ** 2).softmax(dim=2)
-        return (level @ posterior).reshape(batch, channels, *size)
+        logits = output.reshape(x_t.shape[0] * x_t.shape[1], self.levels, -1)
+        level = torch.linspace(-1, 1, self.levels, dtype=logits.dtype, device=logits.device)
+        # The exponent of the density is quadratic in the level, and its constant cancels: one product adds the rest.
+        signal, noise_variance = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t)
+        linear = expand_like(signal / noise_variance, x_t) * x_t
+        quadratic = expand_like(-0.5 * signal**2 / noise_variance, x_t).expand(x_t.shape)
+        coefficients = torch.stack([linear, quadratic], dim=2).to(logits.dtype).reshape(len(logits), 2, -1)
+        powers = torch.stack([level, level**2], dim=1).expand(len(logits), -1, -1)
+        posterior = torch.baddbmm(logits, powers, coefficients).softmax(dim=1)
+        return (level @ posterior).reshape(x_t.shape)
 
 
 @dataclass(eq=False)

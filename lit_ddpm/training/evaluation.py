@@ -130,6 +130,16 @@ class SplitBound:
         weight = kl_weight(schedule, torch.arange(1, schedule.num_steps + 1))
         return self.ledger.report(self._given, weight)
 
+    def measure_variance(self) -> None:
+        """Sets `Denoiser.x0_mse` to that of the images; at t = 1 to the variance that a decoder of pixels prefers.
+
+        The rare errors of whole levels dominate the x0-MSE there, and a Gaussian that holds them blurs all pixels.
+        """
+        x0_mse = self.ledger.x0_mse()
+        if self.decoder.levels is not None:
+            x0_mse[0] = self.denoiser.schedule.beta(1) * self.ledger.decoder_scale()
+        self.denoiser.x0_mse = x0_mse
+
 
 class BoundEvaluator:
     """Measures the bound of a validation or test split: `begin`, then `update` for each batch, then `finish`.
@@ -197,7 +207,7 @@ class BoundEvaluator:
         if trainer.validating:  # neither testing nor sanity checking
             self._found_moment = bound.ledger.second_moment()
             if trainer.state.fn == "fit":
-                bound.denoiser.x0_mse = bound.ledger.x0_mse()
+                bound.measure_variance()
         return self.last_report
 
     def state_dict(self) -> dict[str, Tensor | None]:

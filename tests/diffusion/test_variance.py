@@ -59,12 +59,18 @@ def test_the_best_variance_of_the_measured_images(schedule, clips):
     ledger = Ledger(schedule.num_steps, schedule.num_steps)
     ledger.update(before)
     report = ledger.report(kl_weight=kl_weight(schedule, torch.arange(1, schedule.num_steps + 1)))
-    total = before.prior + after.diffusion + before.reconstruction
+    total = before.prior + after.diffusion + before.reconstruction_by_scale.min() / len(x_0)
+    if ledger.decoder_scale() == 1:
+        torch.testing.assert_close(before.reconstruction_by_scale.min(), before.reconstruction.sum())
     assert report.best_variance == pytest.approx(float(total.mean()) / 16 / math.log(2), rel=1e-9)
     assert report.best_variance < report.terms["total"].value
     assert "with the best variance" in report.table()
     # The Riemann sums of the same terms on both sides of the integral over SNR.
     w = kl_weight(schedule, t)
+    at_scale = with_best_variance(fixed, schedule.beta(1) * ledger.decoder_scale() * torch.ones(schedule.num_steps))
+    chosen = variational_bound(at_scale, x_0, decoder).reconstruction
+    torch.testing.assert_close(chosen.sum(), before.reconstruction_by_scale.min())
+    assert float(chosen.sum()) <= float(before.reconstruction.sum())
     rest = float((before.prior + before.reconstruction).mean()) / 16
     sums = [float((w * m).sum()) + rest for m in (x0_mse[:-1], x0_mse[1:])]
     assert report.infinite_steps == pytest.approx([value / math.log(2) for value in sums], rel=1e-9)
