@@ -37,7 +37,7 @@ from lit_ddpm.diffusion.schedule import (
     SigmoidSchedule,
 )
 from lit_ddpm.diffusion.timesteps import (
-    ContinuousTimesteps,
+    AdaptiveTimesteps,
     ImportanceTimesteps,
     StratifiedTimesteps,
     TimestepSampler,
@@ -62,13 +62,13 @@ __version__ = "0.1.0"
 __all__ = [
     "DDPM",
     "X0MSE",
+    "AdaptiveTimesteps",
     "AncestralSampler",
     "BetaSchedule",
     "Bound",
     "CategoricalParametrization",
     "Condition",
     "Configurable",
-    "ContinuousTimesteps",
     "CosineSchedule",
     "DDIMSampler",
     "DPMSolverSampler",

@@ -125,37 +125,40 @@ class ImportanceTimesteps(TimestepSampler):
 
 
 @dataclass(eq=False)
-class ContinuousTimesteps(TimestepSampler):
-    """Real t in [1, T], for a network that gets log SNR: one draw from each of B strata (Kingma et al. 2021, app. I.1).
+class AdaptiveTimesteps(TimestepSampler):
+    """One draw from each of B strata of a density that follows the losses.
 
-    The strata have equal probability, and one offset is drawn for the batch. The density is proportional to the root
-    mean square of the recent losses in equal blocks of time, as that of `ImportanceTimesteps` for each t.
+    The density is proportional to the root mean square of the recent losses in equal blocks of time, as that of
+    `ImportanceTimesteps` for each t. The strata have equal probability and share one offset (Kingma et al. 2021,
+    appendix I.1).
 
     Args:
         num_blocks: The number of blocks; 1 is the uniform density.
         uniform_share: The probability of a uniform draw.
         decay: The decay of the average of squared losses of a block, for each batch with draws there.
+        continuous: Draw real t in [1, T], for a network that gets log SNR: training in continuous time.
     """
 
     num_blocks: int = 64
     uniform_share: float = 0.1
     decay: float = 0.95
+    continuous: bool = False
 
     uses_losses = True
-    continuous = True
 
     def __post_init__(self) -> None:
         """Checks the settings and starts without losses."""
         check_at_least(self, 1, num_blocks=self.num_blocks)
         if not 0 < self.uniform_share <= 1:
-            raise ValueError(f"uniform_share = {self.uniform_share} of ContinuousTimesteps must be in (0, 1].")
+            raise ValueError(f"uniform_share = {self.uniform_share} of AdaptiveTimesteps must be in (0, 1].")
         if not 0 <= self.decay < 1:
-            raise ValueError(f"decay = {self.decay} of ContinuousTimesteps must be in [0, 1).")
+            raise ValueError(f"decay = {self.decay} of AdaptiveTimesteps must be in [0, 1).")
         self.reset()
 
     @override
     def reset(self) -> None:
         self._mean_square = torch.full((self.num_blocks,), torch.nan, dtype=torch.float64)  # NaN: no loss yet
+        self._num_steps = 0  # T of the last draw
 
     def probabilities(self) -> Tensor:
         """Returns the probability of each block: float64 ``[num_blocks]``."""
@@ -167,19 +170,24 @@ class ContinuousTimesteps(TimestepSampler):
 
     @override
     def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        self._num_steps = num_steps
         p = self.probabilities()
         offset = torch.rand((), generator=generator, dtype=torch.float64)
         quantile = (torch.arange(batch_size, dtype=torch.float64) + offset) / batch_size
         right = p.cumsum(0)
         block = torch.searchsorted(right, quantile, right=True).clamp(max=self.num_blocks - 1)
         fraction = 1 - ((right[block] - quantile) / p[block]).clamp(0, 1)
-        t = 1 + (num_steps - 1) * (block + fraction) / self.num_blocks
-        self._num_steps = num_steps
+        position = (block + fraction) / self.num_blocks
+        if self.continuous:
+            t = 1 + (num_steps - 1) * position
+        else:
+            t = 1 + (num_steps * position).long().clamp(max=num_steps - 1)
         return t, 1 / (self.num_blocks * p[block])
 
     @override
     def update(self, t: Tensor, losses: Tensor) -> None:
-        block = ((t.double() - 1) / (self._num_steps - 1) * self.num_blocks).long().clamp(0, self.num_blocks - 1)
+        position = (t - 1.0) / (self._num_steps - 1) if self.continuous else (t - 0.5) / self._num_steps
+        block = (position * self.num_blocks).long().clamp(0, self.num_blocks - 1)
         count = torch.zeros_like(self._mean_square).index_add_(0, block, torch.ones_like(losses, dtype=torch.float64))
         mean = torch.zeros_like(count).index_add_(0, block, losses.double() ** 2) / count.clamp(min=1)
         known = torch.where(self._mean_square.isnan(), mean, torch.lerp(mean, self._mean_square, self.decay))

@@ -20,7 +20,13 @@ def continuous(run, monkeypatch, tmp_path):
     main(
         [
             *("fit", "--config", str(directory / "config.yaml"), "--trainer.default_root_dir=runs/continuous"),
-            *("--model.time=log_snr", "--model.timesteps=ContinuousTimesteps", "--trainer.max_epochs=2", *QUIET),
+            *(
+                "--model.time=log_snr",
+                "--model.timesteps=AdaptiveTimesteps",
+                "--model.timesteps.continuous=true",
+                "--trainer.max_epochs=2",
+                *QUIET,
+            ),
         ]
     )
     return "runs/continuous/checkpoints/last.ckpt"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_ddpm import ContinuousTimesteps, ImportanceTimesteps, StratifiedTimesteps, UniformTimesteps
+from lit_ddpm import AdaptiveTimesteps, ImportanceTimesteps, StratifiedTimesteps, UniformTimesteps
 
 
 @pytest.mark.parametrize("timesteps", [UniformTimesteps(), StratifiedTimesteps()], ids=lambda t: type(t).__name__)
@@ -97,7 +97,7 @@ def test_bad_settings_of_importance_are_refused():
 
 def informed(**kwargs):
     """A continuous sampler whose losses grow along time."""
-    timesteps = ContinuousTimesteps(num_blocks=4, **kwargs)
+    timesteps = AdaptiveTimesteps(num_blocks=4, continuous=True, **kwargs)
     timesteps.sample(1, 41)
     timesteps.update(torch.tensor([5.0, 15.0, 25.0, 35.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
     return timesteps
@@ -106,7 +106,7 @@ def informed(**kwargs):
 def test_continuous_draws_are_one_of_each_stratum():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
-        t, weight = ContinuousTimesteps().sample(8, 41, generator)
+        t, weight = AdaptiveTimesteps(continuous=True).sample(8, 41, generator)
         assert t.dtype == torch.float64
         assert torch.equal(((t - 1) / 40 * 8).long(), torch.arange(8))
         torch.testing.assert_close(weight, torch.ones(8, dtype=torch.float64))
@@ -123,13 +123,26 @@ def test_continuous_draws_follow_the_losses():
     assert float((weight * t**2).mean()) == pytest.approx((41**3 - 1) / 3 / 40, rel=1e-4)  # a mean over uniform t
 
 
+def test_adaptive_draws_at_integers():
+    timesteps = AdaptiveTimesteps(num_blocks=4, uniform_share=0.2)
+    t, weight = timesteps.sample(40, 40)
+    assert t.tolist() == list(range(1, 41))
+    timesteps.update(t, torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat_interleave(10))
+    t, weight = timesteps.sample(200_000, 40, torch.Generator().manual_seed(0))
+    assert t.dtype == torch.int64
+    counts = t.bincount(minlength=41)[1:].double() / len(t)
+    expected = (0.8 * torch.tensor([1, 2, 3, 4.0]).double() / 10 + 0.05).repeat_interleave(10) / 10
+    torch.testing.assert_close(counts, expected, atol=2e-5, rtol=0)
+    assert float((weight * t).mean()) == pytest.approx(20.5, rel=1e-3)
+
+
 def test_continuous_losses_are_averaged_by_block():
     timesteps = informed(decay=0.5)
     timesteps.update(torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0]))
     assert timesteps.state_dict()["mean_square"].tolist() == pytest.approx([0.5 * 1 + 0.5 * 5, 4, 9, 16])
-    again = ContinuousTimesteps(num_blocks=4)
+    again = AdaptiveTimesteps(num_blocks=4)
     again.load_state_dict(timesteps.state_dict())
-    assert torch.equal(again.probabilities(), ContinuousTimesteps.probabilities(again))
+    assert torch.equal(again.probabilities(), AdaptiveTimesteps.probabilities(again))
     again.reset()
     assert again.probabilities().tolist() == [0.25] * 4
 
@@ -137,11 +150,11 @@ def test_continuous_losses_are_averaged_by_block():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_blocks": 0}, "num_blocks = 0 of ContinuousTimesteps must be at least 1"),
-        ({"uniform_share": 0.0}, r"uniform_share = 0.0 of ContinuousTimesteps must be in \(0, 1\]"),
-        ({"decay": 1.0}, r"decay = 1.0 of ContinuousTimesteps must be in \[0, 1\)"),
+        ({"num_blocks": 0}, "num_blocks = 0 of AdaptiveTimesteps must be at least 1"),
+        ({"uniform_share": 0.0}, r"uniform_share = 0.0 of AdaptiveTimesteps must be in \(0, 1\]"),
+        ({"decay": 1.0}, r"decay = 1.0 of AdaptiveTimesteps must be in \[0, 1\)"),
     ],
 )
 def test_wrong_settings_of_continuous_draws(settings, message):
     with pytest.raises(ValueError, match=message):
-        ContinuousTimesteps(**settings)
+        AdaptiveTimesteps(**settings)

@@ -7,7 +7,7 @@ from torch import nn
 from lit_ddpm import (
     DDPM,
     X0MSE,
-    ContinuousTimesteps,
+    AdaptiveTimesteps,
     Denoiser,
     KLWeighting,
     LinearSchedule,
@@ -26,11 +26,11 @@ from lit_ddpm import (
 from lit_ddpm.training.evaluation import kl_metrics
 
 
-class Fixed(ContinuousTimesteps):
+class Fixed(AdaptiveTimesteps):
     """Given timesteps."""
 
     def __init__(self, t):
-        super().__init__()
+        super().__init__(continuous=True)
         self.t = t
 
     def sample(self, batch_size, num_steps, generator=None):
@@ -82,17 +82,17 @@ def test_other_objectives_in_continuous_time(objective):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"time": "t"}, "timesteps = ContinuousTimesteps draws real numbers: set time to log_snr, not 't'"),
+        ({"time": "t"}, "timesteps = AdaptiveTimesteps draws real numbers: set time to log_snr, not 't'"),
         (
             {"objective": PosteriorKL()},
-            "ContinuousTimesteps does not fit PosteriorKL, which is defined by single steps",
+            "AdaptiveTimesteps does not fit PosteriorKL, which is defined by single steps",
         ),
-        ({"parametrization": MeanParametrization()}, "ContinuousTimesteps does not fit MeanParametrization"),
+        ({"parametrization": MeanParametrization()}, "AdaptiveTimesteps does not fit MeanParametrization"),
         ({"schedule": LinearSchedule(20, zero_terminal_snr=True)}, r"needs a schedule with SNR\(T\) > 0"),
         ({"time": "sigma"}, "time = 'sigma' of Denoiser must be one of t, log_snr"),
     ],
 )
 def test_what_has_no_continuous_form(settings, message):
-    model = {"time": "log_snr", "parametrization": VParametrization(), "timesteps": ContinuousTimesteps()}
+    model = {"time": "log_snr", "parametrization": VParametrization(), "timesteps": AdaptiveTimesteps(continuous=True)}
     with pytest.raises(ValueError, match=message):
         DDPM(UNet(width=8), **{**model, **settings})
