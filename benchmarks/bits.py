@@ -1,0 +1,136 @@
+"""Where the bits of the digits go: one change of the model at a time, and any number of steps.
+
+Trains the digits with the settings of version 0.1.0, then with one change after another up to the shipped ones, each as
+`lit-ddpm fit` does. Prints the parts of each total, the ledger of one model at several numbers of steps, and the exact
+likelihood; draws the parts. Runs that are complete are not repeated.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.report import table
+from lit_ddpm.__main__ import main as lit_ddpm
+from lit_ddpm.callbacks import plots
+from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.training.run_directory import RunDirectory
+
+BEFORE = {
+    "time": "t",
+    "schedule.num_steps": 256,
+    "timesteps": "lit_ddpm.StratifiedTimesteps",
+    "parametrization": "lit_ddpm.VParametrization",
+    "network.out_channels": 1,
+    "network.fourier_features": [3, 4],
+}
+"""The settings of version 0.1.0 that have changed since."""
+
+CHANGES = {
+    "version 0.1.0": (),
+    "log SNR, 1,000 steps": ("time", "schedule.num_steps"),
+    "adaptive timesteps": ("timesteps",),
+    "categorical outputs": ("parametrization", "network.out_channels", "network.fourier_features"),
+}
+"""The settings that each model adds to those of `configs/digits.yaml`; the last model has all of them."""
+
+STEPS = (256, 1000, 4000)
+
+OPTIONS = {
+    "--output_dir": {"type": Path, "default": Path("runs/bits")},
+    "--max_epochs": {"type": int, "default": 80},
+    "--steps": {"type": int, "nargs": "+", "default": STEPS, "help": "the numbers of steps of the last model"},
+}
+
+
+def main(args: Namespace) -> dict[str, Any]:
+    """Trains and measures."""
+    settings, reports = dict(BEFORE), {}
+    for label, changes in CHANGES.items():
+        settings = {name: value for name, value in settings.items() if name not in changes}
+        directory = args.output_dir / label.replace(" ", "_").replace(",", "")
+        flags = [f"--model.{name}={value}" for name, value in settings.items()]
+        fit = ["fit", "--config", "digits", *flags, f"--trainer.max_epochs={args.max_epochs}"]
+        reports[label] = _measured(directory, fit)
+    by_steps = {f"{num_steps:,}": _report(directory, num_steps) for num_steps in args.steps}
+    exact = _report(directory, exact=True)
+    print("\n" + table(["model", *PARTS, "total"], [[label, *_parts(report)] for label, report in reports.items()]))
+    rows = [
+        [steps, *(f"{value:.4f}" for value in (_total(report), report.best_variance or 0, _limit(report)))]
+        for steps, report in by_steps.items()
+    ]
+    print("\n" + table(["steps", "bits/dim", "with the best variance", "with infinite steps"], rows))
+    print(f"\n{exact.table()}")
+    path = args.output_dir / "bits.png"
+    draw(reports).save(path)
+    print(f"\nwritten to {path}")
+    return {label: report.metrics("test") for label, report in {**reports, **by_steps, "exact": exact}.items()}
+
+
+PARTS = ("infinite steps", "finite steps", "fixed variance")
+"""The parts of a total: its limit, and what the number of steps and sigma_q^2 instead of the best variance add."""
+
+
+def _total(report: Report) -> float:
+    return report.terms["total"].value
+
+
+def _limit(report: Report) -> float:
+    assert report.infinite_steps is not None
+    return sum(report.infinite_steps) / 2
+
+
+def _amounts(report: Report) -> tuple[float, float, float]:
+    best = report.best_variance or _total(report)
+    return _limit(report), best - _limit(report), _total(report) - best
+
+
+def _parts(report: Report) -> list[str]:
+    return [f"{value:.4f}" for value in (*_amounts(report), _total(report))]
+
+
+def _measured(directory: Path, fit: list[str]) -> Report:
+    """Trains and tests a model in a directory, unless both are complete."""
+    run = RunDirectory(directory)
+    if not run.ledger.is_file():
+        lit_ddpm([*fit, f"--trainer.default_root_dir={directory}"])
+        lit_ddpm(["test", "--ckpt_path", str(run.best_or_last_checkpoint())])
+    return Report.load(run.ledger)
+
+
+def _report(directory: Path, num_steps: int | None = None, exact: bool = False) -> Report:
+    """Returns the ledger of a trained model with another number of steps, or with the exact likelihood."""
+    name = "exact" if exact else f"steps_{num_steps}"
+    path = directory / f"{name}.json"
+    if not path.is_file():
+        run = RunDirectory(directory)
+        usual = run.ledger.read_bytes()
+        flags = ["--exact=true"] if exact else [f"--model.schedule.num_steps={num_steps}"]
+        checkpoint = str(run.best_or_last_checkpoint())
+        lit_ddpm(["test", "--ckpt_path", checkpoint, "--trainer.callbacks=[]", *flags])
+        run.ledger.rename(path)
+        run.ledger.write_bytes(usual)
+    return Report.load(path)
+
+
+def draw(reports: dict[str, Report]) -> Any:
+    """Draws the parts of each total as stacked bars."""
+
+    def fill(figure: Any) -> None:
+        axes = figure.add_subplot()
+        colors = (plots.BLUE, plots.ORANGE, "#f6b26b")
+        for row, report in enumerate(reports.values()):
+            left = 0.0
+            for value, color, part in zip(_amounts(report), colors, PARTS, strict=True):
+                axes.barh(row, value, left=left, color=color, label=part if row == 0 else None)
+                left += value
+            axes.text(left + 0.002, row, f"{left:.4f}", va="center")
+        axes.set_yticks(range(len(reports)), [("+ " if row else "") + label for row, label in enumerate(reports)])
+        axes.invert_yaxis()
+        largest = max(map(_total, reports.values()))
+        smallest = min(map(_limit, reports.values()))
+        axes.set_xlim(smallest - 0.1, largest + 0.03)
+        axes.set_xlabel("bits/dim of the test images (the axis does not begin at 0)")
+        axes.grid(visible=False, axis="y")
+        figure.legend(loc="outside upper right", ncols=3)
+
+    return plots.render(fill, (11, 0.8 * len(reports) + 1.6))
