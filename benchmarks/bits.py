@@ -1,37 +1,31 @@
 """Where the bits of the digits go: one change of the model at a time, and any number of steps.
 
-Trains the digits with the settings of version 0.1.0, then with one change after another up to the shipped ones, each as
-`lit-ddpm fit` does. Prints the parts of each total, the ledger of one model at several numbers of steps, and the exact
-likelihood; draws the parts. Runs that are complete are not repeated.
+Trains `configs/digits_v.yaml`, the model of version 0.1.0, then one change after another up to `digits.yaml`. Prints
+the parts of each total, the ledger of the last model at several numbers of steps, and its exact likelihood, and draws
+the parts. Runs that are complete are not repeated.
 """
 
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.common.report import table
 from lit_ddpm.__main__ import main as lit_ddpm
 from lit_ddpm.callbacks import plots
+from lit_ddpm.cli.configs import find_config
 from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
-BEFORE = {
-    "time": "t",
-    "schedule.num_steps": 256,
-    "timesteps": "lit_ddpm.StratifiedTimesteps",
-    "parametrization": "lit_ddpm.VParametrization",
-    "network.out_channels": 1,
-    "network.fourier_features": [3, 4],
-}
-"""The settings of version 0.1.0 that have changed since."""
-
 CHANGES = {
-    "version 0.1.0": (),
+    "v, 256 timesteps": (),
     "log SNR, 1,000 steps": ("time", "schedule.num_steps"),
     "adaptive timesteps": ("timesteps",),
     "categorical outputs": ("parametrization", "network.out_channels", "network.fourier_features"),
 }
-"""The settings that each model adds to those of `configs/digits.yaml`; the last model has all of them."""
+"""The settings of `configs/digits.yaml` that each model takes, in addition to those of the models before it."""
 
 STEPS = (256, 1000, 4000)
 
@@ -44,7 +38,8 @@ OPTIONS = {
 
 def main(args: Namespace) -> dict[str, Any]:
     """Trains and measures."""
-    settings, reports = dict(BEFORE), {}
+    overlay = yaml.safe_load(find_config("digits_v").read_text())["model"]["init_args"]
+    settings, reports = dict(_flat(overlay)), {}
     for label, changes in CHANGES.items():
         settings = {name: value for name, value in settings.items() if name not in changes}
         directory = args.output_dir / label.replace(" ", "_").replace(",", "")
@@ -64,6 +59,15 @@ def main(args: Namespace) -> dict[str, Any]:
     draw(reports).save(path)
     print(f"\nwritten to {path}")
     return {label: report.metrics("test") for label, report in {**reports, **by_steps, "exact": exact}.items()}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the settings of nested classes as flags of the command line."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value["init_args"], f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 PARTS = ("infinite steps", "finite steps", "fixed variance")

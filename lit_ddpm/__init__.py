@@ -28,12 +28,12 @@ from lit_ddpm.diffusion.parametrization import (
     X0Parametrization,
 )
 from lit_ddpm.diffusion.sampler import AncestralSampler, DDIMSampler, DPMSolverSampler, Sampler
-from lit_ddpm.diffusion.schedule import (
+from lit_ddpm.diffusion.schedule import Schedule
+from lit_ddpm.diffusion.schedules import (
     BetaSchedule,
     CosineSchedule,
     LinearSchedule,
     LogSNRSchedule,
-    Schedule,
     SigmoidSchedule,
 )
 from lit_ddpm.diffusion.timesteps import (

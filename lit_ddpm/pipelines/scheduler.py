@@ -17,7 +17,8 @@ from lit_ddpm.diffusion.parametrization import (
     X0Parametrization,
 )
 from lit_ddpm.diffusion.sampler import AncestralSampler, DDIMSampler, Sampler
-from lit_ddpm.diffusion.schedule import BetaSchedule, CosineSchedule, LinearSchedule, Schedule
+from lit_ddpm.diffusion.schedule import Schedule
+from lit_ddpm.diffusion.schedules import BetaSchedule, CosineSchedule, LinearSchedule
 from lit_ddpm.diffusion.variance import Variance
 
 PREDICTIONS: dict[str, type[Parametrization]] = {

@@ -21,7 +21,8 @@ from lit_ddpm.diffusion.network import NetworkTime
 from lit_ddpm.diffusion.objective import Objective, PredictionMSE, check_training, training_loss
 from lit_ddpm.diffusion.parametrization import EpsParametrization, Parametrization
 from lit_ddpm.diffusion.sampler import AncestralSampler, Sampler
-from lit_ddpm.diffusion.schedule import LinearSchedule, Schedule
+from lit_ddpm.diffusion.schedule import Schedule
+from lit_ddpm.diffusion.schedules import LinearSchedule
 from lit_ddpm.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from lit_ddpm.diffusion.variance import Variance
 from lit_ddpm.nn.unet import UNet
