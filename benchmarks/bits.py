@@ -108,7 +108,7 @@ def _report(directory: Path, num_steps: int | None = None, exact: bool = False) 
     if not path.is_file():
         run = RunDirectory(directory)
         usual = run.ledger.read_bytes()
-        flags = ["--exact=true"] if exact else [f"--model.schedule.num_steps={num_steps}"]
+        flags = ["--exact"] if exact else [f"--model.schedule.num_steps={num_steps}"]
         checkpoint = str(run.best_or_last_checkpoint())
         lit_ddpm(["test", "--ckpt_path", checkpoint, "--trainer.callbacks=[]", *flags])
         run.ledger.rename(path)

@@ -16,7 +16,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
-from lit_ddpm.cli.arguments import local_copy, temporary_config, with_config_files, with_last_config
+from lit_ddpm.cli.arguments import (
+    local_copy,
+    temporary_config,
+    with_bare_flags,
+    with_config_files,
+    with_last_config,
+)
 from lit_ddpm.cli.checkpoints import default_checkpoints
 from lit_ddpm.cli.errors import OneLineParser
 from lit_ddpm.cli.trainer import Trainer
@@ -51,7 +57,7 @@ class DDPMCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=None if args is None else with_config_files(args),
+            args=None if args is None else with_config_files(with_bare_flags(args)),
             run=run,
         )
 

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,9 @@ import yaml
 
 from lit_ddpm.cli.configs import find_config
 from lit_ddpm.training.run_directory import RunDirectory
+
+BARE_FLAGS = ("--exact", "--number_run")
+"""Flags that may be given without a value."""
 
 
 def with_run_config(args: Sequence[str]) -> list[str]:
@@ -40,6 +44,14 @@ def local_copy(path: str) -> Path:
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     return local
+
+
+def with_bare_flags(args: Sequence[str]) -> list[str]:
+    """Gives the value "true" to each of the `BARE_FLAGS` that has none."""
+    return [
+        f"{arg}=true" if arg in BARE_FLAGS and following.startswith("-") else arg
+        for arg, following in pairwise([*args, "--"])
+    ]
 
 
 def with_config_files(args: Sequence[str]) -> list[str]:

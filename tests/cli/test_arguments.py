@@ -7,7 +7,7 @@ from helpers import CONFIGS, DIGITS_CONFIG, error_of
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_ddpm.cli.app import DDPMCLI
-from lit_ddpm.cli.arguments import with_config_files
+from lit_ddpm.cli.arguments import with_bare_flags, with_config_files
 
 
 def checkpoints(*args):
@@ -23,6 +23,13 @@ def test_base_configurations_come_first():
         Path(arg.removeprefix("--config=")).resolve() for arg in bases
     ]
     assert expanded[3:] == [f"--config={DIGITS_CONFIG}"]
+
+
+def test_a_flag_without_a_value_is_true():
+    given = ["fit", "--number_run", "--exact", "false", "--exact=false", "--seed_everything", "--exact"]
+    expected = ["fit", "--number_run=true", "--exact", "false", "--exact=false", "--seed_everything", "--exact=true"]
+    assert with_bare_flags(given) == expected
+    assert with_bare_flags([]) == []
 
 
 def test_a_child_overrides_and_appends():

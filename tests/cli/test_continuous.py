@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import copy_run, error_of
+from helpers import copy_run, error_of, read_csv
 
 from lit_ddpm import DDPM
 from lit_ddpm.__main__ import main
 from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.training import evaluation
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
 
@@ -47,6 +48,29 @@ def test_any_number_of_steps_from_the_command(continuous, capsys):
     assert "has a log SNR of 12 to -6, but the network was trained on" in message
 
 
+def test_the_exact_likelihood_from_the_command(continuous, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "FLOW_STEPS", 4)
+    main(["test", "--ckpt_path", continuous, "--exact", "--model.schedule.num_steps=20", *QUIET])
+    report = Report.load(Path("runs/continuous/ledger.json"))
+    bound, entries = report.terms["total"].value, report.likelihood
+    assert bound - entries["likelihood"].value == pytest.approx(entries["gap"].value, abs=1e-9)
+    assert abs(entries["solver_error"].value) > 0
+    assert "exact likelihood" in capsys.readouterr().out
+    (line,) = [row for row in read_csv("runs/continuous/metrics.csv") if row.get("test/bpd_likelihood")]
+    assert float(line["test/bpd_gap"]) == pytest.approx(entries["gap"].value, rel=1e-5)
+    main(["test", "--ckpt_path", continuous, "--model.schedule.num_steps=20", *QUIET])
+    assert Report.load(Path("runs/continuous/ledger.json")).likelihood is None
+
+
+def test_an_exact_likelihood_of_single_timesteps_is_refused(run, monkeypatch, tmp_path, capsys):
+    checkpoint = str(copy_run(run, monkeypatch, tmp_path) / "checkpoints" / "best.ckpt")
+    message = error_of(capsys, ["test", "--ckpt_path", checkpoint, "--exact", "--model.time=t", *QUIET])
+    assert "the exact likelihood needs a network of continuous time, time = 'log_snr'" in message
+    settings = ["--model.schedule=LinearSchedule", "--model.schedule.zero_terminal_snr=true"]
+    message = error_of(capsys, ["test", "--ckpt_path", checkpoint, "--exact", *settings, *QUIET])
+    assert "log SNR of" in message
+
+
 def test_a_continuous_fit_resumes_with_its_losses(continuous):
     state = torch.load(continuous, weights_only=True)["lit_ddpm"]["timesteps"]["mean_square"]
     model = DDPM.load_from_checkpoint(continuous, weights_only=True)
@@ -58,4 +82,4 @@ def test_a_continuous_fit_resumes_with_its_losses(continuous):
 def test_a_stepwise_network_on_another_schedule_warns(run, monkeypatch, tmp_path):
     checkpoint = copy_run(run, monkeypatch, tmp_path) / "checkpoints" / "best.ckpt"
     with pytest.warns(UserWarning, match="trained with another schedule of 64 steps"):
-        main(["test", "--ckpt_path", str(checkpoint), "--model.schedule.num_steps=20", *QUIET])
+        main(["test", "--ckpt_path", str(checkpoint), "--model.time=t", "--model.schedule.num_steps=20", *QUIET])

@@ -76,10 +76,23 @@ def test_it_is_trained_under_every_objective(objective):
 def test_a_fit_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = ["--model.objective=PosteriorKL", "--trainer.callbacks=[]", "--model.schedule.num_steps=20"]
-    main(["fit", "--config", "digits", *SMALL_UNET, *settings, "--model.sampler.num_steps=4", *FEW, *QUIET])
-    saved = yaml.safe_load((tmp_path / "runs/digits/config.yaml").read_text())["model"]["init_args"]["network"]
+    main(
+        [
+            "fit",
+            "--config",
+            "digits",
+            "--config",
+            "digits_v",
+            *SMALL_UNET,
+            *settings,
+            "--model.sampler.num_steps=4",
+            *FEW,
+            *QUIET,
+        ]
+    )
+    saved = yaml.safe_load((tmp_path / "runs/digits_v/config.yaml").read_text())["model"]["init_args"]["network"]
     assert saved["init_args"]["block_out_channels"] == [16, 32]
-    checkpoint = "runs/digits/checkpoints/last.ckpt"
+    checkpoint = "runs/digits_v/checkpoints/last.ckpt"
     module = DDPM.load_from_checkpoint(checkpoint, weights_only=True)
     assert isinstance(module.denoiser.network, DiffusersUNet)
     main(["export", "--ckpt_path", checkpoint, "--output_dir", "out", "--num_samples=0"])
