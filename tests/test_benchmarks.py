@@ -2,17 +2,23 @@
 
 import runpy
 import sys
+from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, set_up
+from PIL import Image
 from torch import nn
 
-from benchmarks import streaming
+from benchmarks import bits, streaming
 from benchmarks.__main__ import FILES
 from benchmarks.common import report
 from benchmarks.kernels import Convolutions, kind_of
 from lit_ddpm import UNet
+from lit_ddpm.diffusion.ledger import Entry, Report
+from lit_ddpm.training.run_directory import RunDirectory
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -96,3 +102,41 @@ def test_the_real_mnist_files_are_read():
     assert {name: len(split) for name, split in data.splits().items()} == {"train": 9000, "val": 200, "test": 800}
     labels = torch.cat([split.labels for split in data.splits().values()])
     assert labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_the_changes_of_the_bits_lead_to_the_shipped_digits(tmp_path, monkeypatch, capsys):
+    """The first model is that of digits_v, and the last has no setting of its own; complete runs are not repeated."""
+    commands = []
+    entry = Entry(1.8, 0.01, 0.001)
+    report = Report(
+        *("bits/dim", dict.fromkeys(("prior", "diffusion", "reconstruction", "total"), entry), None, 360, 10),
+        *([], [], [], []),
+        best_variance=1.79,
+        infinite_steps=(1.7, 1.8),
+    )
+
+    def command(args):
+        commands.append(args)
+        if args[0] == "fit":
+            run = RunDirectory(Path(args[-1].partition("=")[2]))
+            run.checkpoints.mkdir(parents=True)
+            (run.checkpoints / "last.ckpt").touch()
+        else:
+            RunDirectory(Path(args[2]).parents[1]).ledger.parent.mkdir(exist_ok=True)
+            report.save(RunDirectory(Path(args[2]).parents[1]).ledger)
+
+    monkeypatch.setattr(bits, "lit_ddpm", command)
+    arguments = Namespace(output_dir=tmp_path, max_epochs=1, steps=[256, 1000])
+    bits.main(arguments)
+    fits = [{arg for arg in args if arg.startswith("--model.")} for args in commands if args[0] == "fit"]
+    assert "--model.time=t" in fits[0]
+    assert "--model.schedule.num_steps=256" in fits[0]
+    assert "--model.network.fourier_features=[3, 4]" in fits[0]
+    assert all(after < before for before, after in pairwise(fits))
+    assert fits[-1] == set()
+    assert commands[-1][-1] == "--exact"
+    assert "| v, 256 timesteps | 1.7500 | 0.0400 | 0.0100 | 1.8000 |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "bits.png").size[0] > 800
+    count = len(commands)
+    bits.main(arguments)
+    assert len(commands) == count
