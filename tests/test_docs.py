@@ -121,6 +121,7 @@ def run_lit_ddpm(command: str, *args: str) -> None:
         extra = [*few, *often, *QUIET, *network, "--data.eval_batch_size=8", "--number_run=true"]
     else:
         extra = [*few, "--data.eval_batch_size=4"]
+        extra += ["--model.schedule.num_steps=100" for arg in args if arg.startswith("--model.schedule.num_steps=")]
     main([command, *args, *extra])
 
 

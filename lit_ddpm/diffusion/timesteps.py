@@ -186,6 +186,8 @@ class AdaptiveTimesteps(TimestepSampler):
 
     @override
     def update(self, t: Tensor, losses: Tensor) -> None:
+        finite = losses.isfinite()  # a step with others is skipped
+        t, losses = t[finite], losses[finite]
         position = (t - 1.0) / (self._num_steps - 1) if self.continuous else (t - 0.5) / self._num_steps
         block = (position * self.num_blocks).long().clamp(0, self.num_blocks - 1)
         count = torch.zeros_like(self._mean_square).index_add_(0, block, torch.ones_like(losses, dtype=torch.float64))

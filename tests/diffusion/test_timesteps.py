@@ -140,6 +140,8 @@ def test_continuous_losses_are_averaged_by_block():
     timesteps = informed(decay=0.5)
     timesteps.update(torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0]))
     assert timesteps.state_dict()["mean_square"].tolist() == pytest.approx([0.5 * 1 + 0.5 * 5, 4, 9, 16])
+    timesteps.update(torch.tensor([2.0, 40.0]), torch.tensor([torch.inf, torch.nan]))
+    assert timesteps.state_dict()["mean_square"].tolist() == pytest.approx([0.5 * 1 + 0.5 * 5, 4, 9, 16])
     again = AdaptiveTimesteps(num_blocks=4)
     again.load_state_dict(timesteps.state_dict())
     assert torch.equal(again.probabilities(), AdaptiveTimesteps.probabilities(again))
