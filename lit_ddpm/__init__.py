@@ -10,6 +10,7 @@ from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDec
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
 from lit_ddpm.diffusion.guidance import GuidedDenoiser
+from lit_ddpm.diffusion.likelihood import Likelihood, exact_likelihood
 from lit_ddpm.diffusion.objective import (
     X0MSE,
     HybridObjective,
@@ -82,6 +83,7 @@ __all__ = [
     "HybridObjective",
     "ImportanceTimesteps",
     "KLWeighting",
+    "Likelihood",
     "LinearSchedule",
     "LinearWarmup",
     "LogSNRSchedule",
@@ -108,6 +110,7 @@ __all__ = [
     "Weighting",
     "X0Parametrization",
     "bits_per_dim",
+    "exact_likelihood",
     "gaussian_kl",
     "kl_weight",
     "num_training_steps",

@@ -19,10 +19,11 @@ from lit_ddpm import (
     MeanParametrization,
     VParametrization,
     X0Parametrization,
+    exact_likelihood,
     variational_bound,
 )
 from lit_ddpm.diffusion.ledger import Ledger, Report
-from lit_ddpm.diffusion.likelihood import exact_likelihood
+from lit_ddpm.diffusion.likelihood import _noise
 
 MEANS, WEIGHTS, TAU2 = torch.tensor([-0.5, 0.1, 0.75]).double(), torch.tensor([0.2, 0.5, 0.3]).double(), 0.01
 SCHEDULES = [LogSNRSchedule(200, log_snr_start=8.0, log_snr_end=-9.0), LinearSchedule(1000), CosineSchedule(400)]
@@ -67,8 +68,6 @@ def test_the_likelihood_of_a_mixture(schedule):
     assert torch.equal(found.total, again.total)
     bar = schedule.alpha_bar(1)
     # x_1 follows from the dequantization's noise, and it from the index of the image.
-    from lit_ddpm.diffusion.likelihood import _noise
-
     x_1 = bar.sqrt() * x_0 + (1 - bar).sqrt() * _noise(x_0, range(len(x_0)), 0)[0].double()
     closed = mixture_nats(x_1, bar)
     assert float((found.flow - closed).abs().mean()) / 4 < 1e-3
@@ -113,8 +112,6 @@ def test_hutchinson_is_unbiased_for_coupled_dimensions():
         total = torch.linalg.matrix_exp(generator * float(u[1] - u[0])) @ total
         log_det += float(generator.trace()) * float(u[1] - u[0])
     first, last = (float(schedule.alpha_bar(t).sqrt()) for t in (1, 20))
-    from lit_ddpm.diffusion.likelihood import _noise
-
     x_1 = math.sqrt(1 - first**2) * _noise(x_0, range(4000), 0)[0].double().flatten(1)
     x_last = last * (x_1 / first) @ total.T
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(x_last).sum(1)
