@@ -209,8 +209,8 @@ class Ledger:
           al. 2022, "Analytic-DPM"), and the decoder has the best of the `DECODER_SCALES`. As both are chosen for the
           same images, the total is slightly too low.
         - With ever finer steps, the KL terms become the integral of ``m d SNR / 2`` per dimension (Kingma et al. 2021,
-          eq. 15). It lies between its Riemann sums ``sum w_t m_(t-1)`` and ``sum w_t m_t``, of which the second is the
-          bound itself. Their mean, the trapezoidal rule, is the estimate.
+          eq. 15). It lies between its Riemann sums ``sum w_t m_(t-1)`` and ``sum w_t m_t``; the second is the diffusion
+          term with the posterior's variance. Their mean, the trapezoidal rule, is the estimate.
 
         Raises:
             ValueError: If there are no images.
