@@ -120,6 +120,6 @@ def test_a_unet_takes_the_time_of_log_snr():
 
 def test_real_timesteps_of_a_stepwise_network_are_refused():
     with pytest.raises(TypeError, match="t must contain integers"):
-        Denoiser(nn.Identity(), LinearSchedule(10), VParametrization())(torch.zeros(1, 1, 2, 2), torch.tensor([2.0]))
+        Denoiser(nn.Identity(), LinearSchedule(100), VParametrization())(torch.zeros(1, 1, 2, 2), torch.tensor([2.0]))
     with pytest.raises(ValueError, match=r"time = 'snr' of Denoiser must be one of t, log_snr"):
-        Denoiser(nn.Identity(), LinearSchedule(10), VParametrization(), time="snr")
+        Denoiser(nn.Identity(), LinearSchedule(100), VParametrization(), time="snr")
