@@ -87,7 +87,8 @@ class Pixels(FewDigits):
 def module(**kwargs) -> DDPM:
     lightning.seed_everything(0, verbose=False)
     variance = "learned" if isinstance(kwargs.get("objective"), lit_ddpm.HybridObjective) else "posterior"
-    network = UNet(out_channels=2 if variance == "learned" else 1, width=8, num_blocks=1, head_channels=8, dropout=0.1)
+    outputs = kwargs.get("parametrization", lit_ddpm.VParametrization()).outputs + (variance == "learned")
+    network = UNet(out_channels=outputs, width=8, num_blocks=1, head_channels=8, dropout=0.1)
     fast = {"sampler": AncestralSampler(4), "num_val_timesteps": 2}
     return tiny_module(**{"network": network, "variance": variance, **fast, **kwargs})
 
@@ -133,8 +134,9 @@ def test_a_callback_for_two_modules_and_twice_for_one(tmp_path, kind):
 def test_a_strategy_for_two_modules(tmp_path, slot, kind):
     expected = run(tmp_path / "fresh", module(**{slot: make(kind)}), Pixels())
     shared = make(kind)
-    first = module if kind is lit_ddpm.HybridObjective else small_module
-    run(tmp_path / "first", first(**{slot: shared}), FewDigits())
+    categorical = kind is lit_ddpm.CategoricalParametrization  # it has the levels of the data
+    first = module if categorical or kind is lit_ddpm.HybridObjective else small_module
+    run(tmp_path / "first", first(**{slot: shared}), Pixels() if categorical else FewDigits())
     second = module(**{slot: shared})
     assert not differences(expected, run(tmp_path / "second", second, Pixels()))
     fresh = module(**{slot: make(kind)})
