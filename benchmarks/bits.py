@@ -1,8 +1,8 @@
 """Where the bits of the digits go: one change of the model at a time, and any number of steps.
 
-Trains `configs/digits_v.yaml`, the model of version 0.1.0, then one change after another up to `digits.yaml`. Prints
-the parts of each total, the ledger of the last model at several numbers of steps, and its exact likelihood, and draws
-the parts. Runs that are complete are not repeated.
+Trains `configs/digits_steps.yaml`, the model of version 0.1.0, one change after another up to `digits.yaml`, and
+`digits_categorical.yaml`. Prints the parts of each total, the ledger of the shipped model at several numbers of steps,
+and its exact likelihood, and draws the parts. Runs that are complete are not repeated.
 """
 
 from argparse import Namespace
@@ -20,10 +20,9 @@ from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 CHANGES = {
-    "v, 256 timesteps": (),
+    "256 timesteps": (),
     "log SNR, 1,000 steps": ("time", "schedule.num_steps"),
     "adaptive timesteps": ("timesteps",),
-    "categorical outputs": ("parametrization", "network.out_channels", "network.fourier_features"),
 }
 """The settings of `configs/digits.yaml` that each model takes, in addition to those of the models before it."""
 
@@ -32,22 +31,27 @@ STEPS = (256, 1000, 4000)
 OPTIONS = {
     "--output_dir": {"type": Path, "default": Path("runs/bits")},
     "--max_epochs": {"type": int, "default": 80},
-    "--steps": {"type": int, "nargs": "+", "default": STEPS, "help": "the numbers of steps of the last model"},
+    "--steps": {"type": int, "nargs": "+", "default": STEPS, "help": "the numbers of steps of the shipped model"},
 }
 
 
 def main(args: Namespace) -> dict[str, Any]:
     """Trains and measures."""
-    overlay = yaml.safe_load(find_config("digits_v").read_text())["model"]["init_args"]
-    settings, reports = dict(_flat(overlay)), {}
+    overlay = yaml.safe_load(find_config("digits_steps").read_text())["model"]["init_args"]
+    settings, models = dict(_flat(overlay)), {}
     for label, changes in CHANGES.items():
         settings = {name: value for name, value in settings.items() if name not in changes}
-        directory = args.output_dir / label.replace(" ", "_").replace(",", "")
-        flags = [f"--model.{name}={value}" for name, value in settings.items()]
-        fit = ["fit", "--config", "digits", *flags, f"--trainer.max_epochs={args.max_epochs}"]
-        reports[label] = _measured(directory, fit)
-    by_steps = {f"{num_steps:,}": _report(directory, num_steps) for num_steps in args.steps}
-    exact = _report(directory, exact=True)
+        models[label] = [f"--model.{name}={value}" for name, value in settings.items()]
+    models["categorical outputs"] = ["--config", "digits_categorical"]
+    directories = {label: args.output_dir / label.replace(" ", "_").replace(",", "") for label in models}
+    epochs = f"--trainer.max_epochs={args.max_epochs}"
+    reports = {
+        label: _measured(directories[label], ["fit", "--config", "digits", *flags, epochs])
+        for label, flags in models.items()
+    }
+    shipped = directories["adaptive timesteps"]
+    by_steps = {f"{num_steps:,}": _report(shipped, num_steps) for num_steps in args.steps}
+    exact = _report(shipped, exact=True)
     print("\n" + table(["model", *PARTS, "total"], [[label, *_parts(report)] for label, report in reports.items()]))
     rows = [
         [steps, *(f"{value:.4f}" for value in (_total(report), report.best_variance or 0, _limit(report)))]

@@ -107,7 +107,7 @@ class DiffusersUNet(Configurable, nn.Module):
         if self.num_classes is not None and label is None:
             if not self.no_label:
                 raise ValueError('label is missing: this DiffusersUNet has no embedding for "no label".')
-            label = torch.full_like(t, self.num_classes)
+            label = torch.full_like(t, self.num_classes, dtype=torch.int64)
         output: Tensor = self.unet(x_t, t - 1, class_labels=label, return_dict=False)[0]
         return output
 

@@ -125,7 +125,7 @@ class UNet(Configurable, nn.Module):
         emb = self.time_embedding(sinusoidal_embedding(t, self.width).to(x.dtype))
         if self.label_embedding is not None:
             if label is None:
-                label = torch.full_like(t, self.label_embedding.num_embeddings - 1)
+                label = torch.full_like(t, self.label_embedding.num_embeddings - 1, dtype=torch.int64)
             emb = emb + self.label_embedding(label)
         elif label is not None:
             raise ValueError("this UNet is unconditional and does not take a label: its num_classes is None.")

@@ -74,7 +74,7 @@ def test_an_offline_wandb_run_holds_the_dashboard(wandb_run):
     assert config["names"] == {
         "objective": "X0MSE",
         "weighting": "KLWeighting",
-        "parametrization": "CategoricalParametrization",
+        "parametrization": "VParametrization",
         "schedule": "LogSNRSchedule",
     }
     assert config["config"]["trainer"]["max_epochs"] == 40

@@ -35,15 +35,13 @@ class SmallInception(torch.nn.Module):
 
 @pytest.mark.parametrize("config", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
 def test_every_shipped_config_runs(config, monkeypatch):
-    """One without data is an overlay on that whose name it begins with, else on digits; an arm is one on digits_v."""
+    """One without data is an overlay on that whose name it begins with, else on digits.yaml."""
     content = yaml.safe_load((CONFIGS / config).read_text())
     base = []
     if "data" not in content:
         named = CONFIGS / f"{Path(config).stem.split('_')[0]}.yaml"
         named = named if named.exists() else CONFIGS / "digits.yaml"
         base, content = ["--config", str(named)], yaml.safe_load(named.read_text())
-    if config.startswith("arms"):
-        base += ["--config", "digits_v"]
     name = content["data"].get("init_args", {}).get("dataset", "")
     small = []
     if name:

@@ -23,6 +23,7 @@ from lit_ddpm import (
 )
 from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.diffusion.network import network_time
+from lit_ddpm.nn import DiffusersUNet
 
 TAU2 = 0.25
 
@@ -116,6 +117,25 @@ def test_a_unet_takes_the_time_of_log_snr():
     out = denoiser(x, torch.tensor([1, 50, 100]))
     assert float((out[0] - out[2]).abs().max()) > 1e-3
     torch.testing.assert_close(out[1:2], denoiser(x[:1], torch.tensor([50.0])))  # a real number is a timestep, too
+
+
+def test_a_network_with_classes_takes_the_time_of_log_snr_without_a_label():
+    x = torch.randn(2, 1, 8, 8)
+    for network in (
+        UNet(width=8, num_classes=3),
+        DiffusersUNet(
+            8,
+            1,
+            block_out_channels=(8,),
+            down_block_types=["DownBlock2D"],
+            up_block_types=["UpBlock2D"],
+            norm_num_groups=4,
+            num_classes=3,
+        ),
+    ):
+        denoiser = Denoiser(network, LogSNRSchedule(100), VParametrization(), time="log_snr")
+        no_label = torch.tensor([3, 3])
+        torch.testing.assert_close(denoiser(x, 50), denoiser(x, 50, label=no_label))
 
 
 def test_real_timesteps_of_a_stepwise_network_are_refused():

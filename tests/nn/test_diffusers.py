@@ -82,7 +82,7 @@ def test_a_fit_from_the_command_line(tmp_path, monkeypatch):
             "--config",
             "digits",
             "--config",
-            "digits_v",
+            "digits_steps",
             *SMALL_UNET,
             *settings,
             "--model.sampler.num_steps=4",
@@ -90,9 +90,9 @@ def test_a_fit_from_the_command_line(tmp_path, monkeypatch):
             *QUIET,
         ]
     )
-    saved = yaml.safe_load((tmp_path / "runs/digits_v/config.yaml").read_text())["model"]["init_args"]["network"]
+    saved = yaml.safe_load((tmp_path / "runs/digits_steps/config.yaml").read_text())["model"]["init_args"]["network"]
     assert saved["init_args"]["block_out_channels"] == [16, 32]
-    checkpoint = "runs/digits_v/checkpoints/last.ckpt"
+    checkpoint = "runs/digits_steps/checkpoints/last.ckpt"
     module = DDPM.load_from_checkpoint(checkpoint, weights_only=True)
     assert isinstance(module.denoiser.network, DiffusersUNet)
     main(["export", "--ckpt_path", checkpoint, "--output_dir", "out", "--num_samples=0"])
