@@ -46,15 +46,19 @@ def main(args: Namespace) -> dict[str, Any]:
     directories = {label: args.output_dir / label.replace(" ", "_").replace(",", "") for label in models}
     epochs = f"--trainer.max_epochs={args.max_epochs}"
     reports = {
-        label: _measured(directories[label], ["fit", "--config", "digits", *flags, epochs])
+        label: _trained(directories[label], ["fit", "--config", "digits", *flags, epochs])
         for label, flags in models.items()
     }
-    shipped = directories["adaptive timesteps"]
-    by_steps = {f"{num_steps:,}": _report(shipped, num_steps) for num_steps in args.steps}
-    exact = _report(shipped, exact=True)
+    shipped = RunDirectory(directories["adaptive timesteps"])
+
+    def variant(name: str, flag: str) -> Report:
+        return _tested(shipped, shipped.path / name, ["--trainer.callbacks=[]", flag])
+
+    by_steps = {f"{n:,}": variant(f"steps_{n}", f"--model.schedule.num_steps={n}") for n in args.steps}
+    exact = variant("exact", "--exact")
     print("\n" + table(["model", *PARTS, "total"], [[label, *_parts(report)] for label, report in reports.items()]))
     rows = [
-        [steps, *(f"{value:.4f}" for value in (_total(report), report.best_variance or 0, _limit(report)))]
+        [steps, *(f"{value:.4f}" for value in (_total(report), report.best_variance, report.limit))]
         for steps, report in by_steps.items()
     ]
     print("\n" + table(["steps", "bits/dim", "with the best variance", "with infinite steps"], rows))
@@ -82,42 +86,31 @@ def _total(report: Report) -> float:
     return report.terms["total"].value
 
 
-def _limit(report: Report) -> float:
-    assert report.infinite_steps is not None
-    return sum(report.infinite_steps) / 2
-
-
 def _amounts(report: Report) -> tuple[float, float, float]:
-    best = report.best_variance or _total(report)
-    return _limit(report), best - _limit(report), _total(report) - best
+    assert report.limit is not None  # the ledger is exact
+    assert report.best_variance is not None
+    return report.limit, report.best_variance - report.limit, _total(report) - report.best_variance
 
 
 def _parts(report: Report) -> list[str]:
     return [f"{value:.4f}" for value in (*_amounts(report), _total(report))]
 
 
-def _measured(directory: Path, fit: list[str]) -> Report:
-    """Trains and tests a model in a directory, unless both are complete."""
+def _trained(directory: Path, fit: list[str]) -> Report:
+    """Trains and tests a model in a directory, unless it is complete."""
     run = RunDirectory(directory)
     if not run.ledger.is_file():
         lit_ddpm([*fit, f"--trainer.default_root_dir={directory}"])
-        lit_ddpm(["test", "--ckpt_path", str(run.best_or_last_checkpoint())])
-    return Report.load(run.ledger)
+    return _tested(run, directory, [])
 
 
-def _report(directory: Path, num_steps: int | None = None, exact: bool = False) -> Report:
-    """Returns the ledger of a trained model with another number of steps, or with the exact likelihood."""
-    name = "exact" if exact else f"steps_{num_steps}"
-    path = directory / f"{name}.json"
-    if not path.is_file():
-        run = RunDirectory(directory)
-        usual = run.ledger.read_bytes()
-        flags = ["--exact"] if exact else [f"--model.schedule.num_steps={num_steps}"]
-        checkpoint = str(run.best_or_last_checkpoint())
-        lit_ddpm(["test", "--ckpt_path", checkpoint, "--trainer.callbacks=[]", *flags])
-        run.ledger.rename(path)
-        run.ledger.write_bytes(usual)
-    return Report.load(path)
+def _tested(run: RunDirectory, directory: Path, flags: list[str]) -> Report:
+    """Returns the ledger of a trained model with further flags, which is written to a directory."""
+    ledger = RunDirectory(directory).ledger
+    if not ledger.is_file():
+        where = f"--trainer.default_root_dir={directory}"
+        lit_ddpm(["test", "--ckpt_path", str(run.best_or_last_checkpoint()), where, *flags])
+    return Report.load(ledger)
 
 
 def draw(reports: dict[str, Report]) -> Any:
@@ -135,7 +128,7 @@ def draw(reports: dict[str, Report]) -> Any:
         axes.set_yticks(range(len(reports)), [("+ " if row else "") + label for row, label in enumerate(reports)])
         axes.invert_yaxis()
         largest = max(map(_total, reports.values()))
-        smallest = min(map(_limit, reports.values()))
+        smallest = min(_amounts(report)[0] for report in reports.values())
         axes.set_xlim(smallest - 0.1, largest + 0.03)
         axes.set_xlabel("bits/dim of the test images (the axis does not begin at 0)")
         axes.grid(visible=False, axis="y")

@@ -16,6 +16,18 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key_to_seed(*key))
 
 
+def image_generators(purpose: str, seed: int, index: torch.Tensor | None, count: int) -> list[torch.Generator]:
+    """Returns a generator for each of `count` images by their `index` in a dataset, counted from 0 if None.
+
+    Raises:
+        ValueError: If there is not one index for each image.
+    """
+    indices = range(count) if index is None else [int(i) for i in index]
+    if len(indices) != count:
+        raise ValueError(f"index must have one number for each image, {count}, not {len(indices)}.")
+    return [keyed_generator(purpose, seed, i) for i in indices]
+
+
 def reseed(device: torch.device, *key: int | str) -> None:
     """Seeds the global generators of the CPU and of `device`; ``torch.manual_seed`` would ask every backend, slowly."""
     torch.default_generator.manual_seed(key_to_seed(*key))

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
-from lit_ddpm._internal.random import keyed_generator
+from lit_ddpm._internal.random import image_generators
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
+from lit_ddpm.diffusion.timesteps import importance_density
 
 BLOCK = 16  # timesteps per call of the generator; the noise of (seed, index) depends on it
 KNOTS = 16  # averages that `smooth_rms` interpolates
@@ -127,9 +128,7 @@ def variational_bound(
     decoder.check(x_0)
     if denoiser.clip and (largest := float(x_0.abs().max())) > 1:
         raise ValueError(f"clip = True needs images in [-1, 1]; these reach {largest:g}: set clip to False.")
-    indices = range(len(x_0)) if index is None else [int(i) for i in index]
-    if len(indices) != len(x_0):
-        raise ValueError(f"index must have one number for each image, {len(x_0)}, not {len(indices)}.")
+    generators = image_generators("bound", seed, index, len(x_0))
     num_kl = num_steps - 1
     if second_moment is not None and len(second_moment) != num_kl:
         raise ValueError(f"second_moment must have one value for each t = 2..T, {num_kl}, not {len(second_moment)}.")
@@ -137,8 +136,8 @@ def variational_bound(
     rms = torch.zeros_like(density)
     if second_moment is not None and num_calls < num_steps:
         rms = smooth_rms(second_moment)
-        density = (1 - UNIFORM_SHARE) * rms / rms.sum() + UNIFORM_SHARE * density
-    terms = _evaluate(denoiser, x_0, decoder, _draws(x_0, indices, seed, num_calls, density), cond)
+        density = importance_density(rms, UNIFORM_SHARE)
+    terms = _evaluate(denoiser, x_0, decoder, _draws(x_0, generators, num_calls, density), cond)
     return _reduce(terms, rms, density, dims=x_0[0].numel())
 
 
@@ -219,10 +218,9 @@ def _reduce(terms: _Terms, rms: Tensor, density: Tensor, dims: int) -> Bound:
 
 
 def _draws(
-    x_0: Tensor, indices: Sequence[int], seed: int, num_calls: int, density: Tensor
+    x_0: Tensor, generators: Sequence[Generator], num_calls: int, density: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields ``(t [B] on the CPU, eps [B, ...])``: t = 1, then one t from each of K - 1 strata of a density."""
-    generators = [keyed_generator("bound", seed, index) for index in indices]
     uniform = torch.stack([torch.rand(num_calls - 1, generator=g, dtype=torch.float64) for g in generators], 1)
     stratum = torch.arange(num_calls - 1, dtype=torch.float64)[:, None]
     quantile = (stratum + uniform) / (num_calls - 1)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
 from lit_ddpm.diffusion.network import ClassConditionalNetwork, ConditionalNetwork, NetworkTime, network_time
 from lit_ddpm.diffusion.parametrization import Parametrization
-from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like
+from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like, log_snr_of
 from lit_ddpm.diffusion.variance import Variance, model_variance
 
 
@@ -175,9 +175,10 @@ class Denoiser(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Returns the schedule of the training and what validations measured on it, for a checkpoint."""
-        measured = self.x0_mse is not None and bool(self.x0_mse.any())
-        table = self.schedule.log_alpha_bar(torch.arange(self.schedule.num_steps + 1))
-        return {"log_alpha_bar": table, **({"x0_mse": cast(Tensor, self.x0_mse)} if measured else {})}
+        state = {"log_alpha_bar": self.schedule.log_alpha_bar(torch.arange(self.schedule.num_steps + 1))}
+        if self.x0_mse is not None and bool(self.x0_mse.any()):
+            state["x0_mse"] = self.x0_mse
+        return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restores what `state` returned; the measurements of another schedule only if the network gets log SNR.
@@ -197,7 +198,7 @@ class Denoiser(nn.Module):
             return
         if not same:
             # Interpolated in -log SNR, which increases; without signal it is infinite.
-            knots, x = ((bar.expm1().neg().log() - bar).clamp(max=100) for bar in (found[1:], own[1:]))
+            knots, x = (-log_snr_of(bar[1:]).clamp(min=-100) for bar in (found, own))
             if x[0] < knots[0] - RANGE_TOLERANCE or x[-1] > knots[-1] + RANGE_TOLERANCE:
                 raise ValueError(
                     f"{self.schedule} has a log SNR of {-x[0]:g} to {-x[-1]:g}, but the network was trained on "
@@ -205,7 +206,8 @@ class Denoiser(nn.Module):
                 )
             if x0_mse is not None:
                 x0_mse = interpolate(x, knots, x0_mse.clamp(min=1e-30).log()).exp()
-        self.x0_mse = x0_mse if x0_mse is not None else self.x0_mse
+        if x0_mse is not None:
+            self.x0_mse = x0_mse
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
         t = check_timesteps(t, 1, self.schedule.num_steps, real=self.time == "log_snr")

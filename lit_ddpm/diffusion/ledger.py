@@ -49,6 +49,11 @@ class Report:
     infinite_steps: tuple[float, float] | None = None  # with ever finer steps: lower and upper limit
     likelihood: dict[str, Entry] | None = None  # the columns LIKELIHOOD, if the exact likelihood was measured
 
+    @property
+    def limit(self) -> float | None:
+        """The estimate of the total with ever finer steps; None for an estimate of the bound."""
+        return None if self.infinite_steps is None else sum(self.infinite_steps) / 2
+
     def key(self, split: str) -> str:
         """Returns the key of the total in the logs."""
         return f"{split}/bpd" if self.unit == "bits/dim" else f"{split}/nats_per_dim"
@@ -64,8 +69,8 @@ class Report:
                 values[f"{key}_se_noise"] = entry.se_noise
         if self.best_variance is not None:
             values[f"{total_key}_best_variance"] = self.best_variance
-        if self.infinite_steps is not None:
-            values[f"{total_key}_infinite_steps"] = sum(self.infinite_steps) / 2
+        if self.limit is not None:
+            values[f"{total_key}_infinite_steps"] = self.limit
         if self.likelihood is not None:
             for name in ("likelihood", "gap"):
                 entry = self.likelihood[name]
@@ -102,8 +107,7 @@ class Report:
             lines.append(f"{'with the best variance':<24}{self.best_variance:>10.4f}")
         if self.infinite_steps is not None:
             low, high = self.infinite_steps
-            value = f"{'with infinite steps':<24}{(low + high) / 2:>10.4f}"
-            lines.append(f"{value}   between {low:.4f} and {high:.4f}")
+            lines.append(f"{'with infinite steps':<24}{self.limit:>10.4f}   between {low:.4f} and {high:.4f}")
         if self.likelihood is not None:
             lines += self._likelihood_rows(self.likelihood)
         if self.baseline is not None:

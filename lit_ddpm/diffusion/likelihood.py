@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.extras import import_extra
-from lit_ddpm._internal.random import keyed_generator
-from lit_ddpm.diffusion.decoder import Decoder
+from lit_ddpm._internal.random import image_generators
+from lit_ddpm.diffusion.decoder import Decoder, GaussianDecoder
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import Gaussian, q_marginal, to_float64
 
@@ -56,7 +56,11 @@ def check_flow(denoiser: Denoiser) -> None:
         raise ValueError(f"the exact likelihood needs continuous time, and {type(parametrization).__name__} has steps.")
     if schedule.alpha_bar(schedule.num_steps) == 0:
         raise ValueError(f"the exact likelihood needs a finite range of log SNR, but SNR(T) is zero in {schedule}.")
-    import_extra("torchdiffeq", needed_by="the exact likelihood", extra="exact")
+    _odeint()
+
+
+def _odeint() -> Any:
+    return import_extra("torchdiffeq", needed_by="the exact likelihood", extra="exact").odeint
 
 
 def exact_likelihood(
@@ -87,13 +91,12 @@ def exact_likelihood(
     """
     check_flow(denoiser)
     decoder.check(x_0)
-    odeint = import_extra("torchdiffeq", needed_by="the exact likelihood", extra="exact").odeint
     schedule, batch = denoiser.schedule, len(x_0)
     last = schedule.num_steps
     with torch.inference_mode(False), evaluating(denoiser):  # inference tensors have no gradients
         clean = to_float64(x_0.clone())
         cond = {key: value.clone() if isinstance(value, Tensor) else value for key, value in cond.items()}
-        eps, probe = (noise.to(clean) for noise in _noise(clean, range(batch) if index is None else index, seed))
+        eps, probe = (noise.to(clean) for noise in _noise(clean, seed, index))
         q_1 = q_marginal(schedule, clean, 1)
         x_1 = q_1.sample(eps)
         estimate = denoiser.estimate(x_1.to(x_0.dtype), 1, **cond)
@@ -113,27 +116,25 @@ def exact_likelihood(
         signal = [float(schedule.alpha_bar(t).sqrt()) for t in (1, last)]
         start = (x_1 / signal[0], torch.zeros(batch, dtype=clean.dtype, device=clean.device))
         step_size = float(u[1] - u[0]) / num_steps * (1 + 1e-12)  # rounding must not add a step
-        y, divergence = odeint(derivative, start, u, method="rk4", options={"step_size": step_size})
-        log_prior = _log_normal(y[-1] * signal[1], Gaussian(torch.zeros_like(clean), torch.ones_like(clean)))
+        y, divergence = _odeint()(derivative, start, u, method="rk4", options={"step_size": step_size})
+        standard_normal = Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
+        log_prior = _log_density(GaussianDecoder(), y[-1] * signal[1], standard_normal)
         change_of_scale = x_0[0].numel() * math.log(signal[1] / signal[0])
         return Likelihood(
             flow=-(log_prior + change_of_scale + divergence[-1]).double().cpu(),
-            dequantization=_log_normal(x_1, q_1).double().cpu(),
-            reconstruction=-decoder.log_prob(clean, p).flatten(1).sum(1).double().cpu(),
+            dequantization=_log_density(GaussianDecoder(), x_1, q_1).double().cpu(),
+            reconstruction=-_log_density(decoder, clean, p).double().cpu(),
         )
 
 
-def _noise(x_0: Tensor, indices: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns standard normal noise and signs, each of the shape of `x_0`, for images with indices in a dataset."""
-    generators = [keyed_generator("likelihood", seed, int(i)) for i in indices]
-    if len(generators) != len(x_0):
-        raise ValueError(f"index must have one number for each image, {len(x_0)}, not {len(generators)}.")
+def _noise(x_0: Tensor, seed: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns standard normal noise and signs, each of the shape of `x_0`, for images by their index in a dataset."""
+    generators = image_generators("likelihood", seed, index, len(x_0))
     eps = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators])
     bits = torch.stack([torch.randint(0, 2, x_0.shape[1:], generator=g) for g in generators])
     return eps, 2 * bits - 1
 
 
-def _log_normal(x: Tensor, p: Gaussian) -> Tensor:
-    """Returns the log density of a Gaussian, summed over the dimensions of each image, ``[B]``."""
-    log_density = -0.5 * ((x - p.mean) ** 2 / p.var + torch.log(2 * torch.pi * p.var))
-    return log_density.expand(x.shape).flatten(1).sum(1)
+def _log_density(decoder: Decoder, x: Tensor, p: Gaussian) -> Tensor:
+    """Returns the logarithm of a likelihood of each image, ``[B]``."""
+    return decoder.log_prob(x, p).flatten(1).sum(1)

@@ -25,13 +25,18 @@ from lit_ddpm.diffusion.schedule import Schedule, expand_like
 class Parametrization(Configurable, ABC):
     """The map between the network's output and the clean image."""
 
-    outputs = 1  # the network's outputs for each component of the images
+    levels: int | None = None  # the number of pixel levels of the data; None for any data
     stepwise = False  # whether the map depends on the step from t - 1 to t, and so needs integers
     needs_signal = False  # whether the map divides by the signal in x_t, and so is undefined where SNR(T) is zero
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``(skip, scale)``, float64 of the shape of `t`."""
+
+    @property
+    def outputs(self) -> int:
+        """The network's outputs for each component of the images: 1, or one for each of the `levels`."""
+        return self.levels or 1
 
     def activation(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
         """Returns the prediction ``[B, C, ...]`` for the output ``[B, outputs C, ...]``: here the output itself."""
@@ -77,11 +82,6 @@ class CategoricalParametrization(X0Parametrization):
     def __post_init__(self) -> None:
         """Checks the number of levels."""
         check_at_least(self, 2, levels=self.levels)
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]  # a constant of the other classes
-        """The network's outputs for each component of the images."""
-        return self.levels
 
     @override
     def activation(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:

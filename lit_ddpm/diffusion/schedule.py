@@ -54,6 +54,11 @@ def is_real(t: int | Tensor) -> TypeGuard[Tensor]:
     return isinstance(t, Tensor) and t.dtype.is_floating_point
 
 
+def log_snr_of(log_alpha_bar: Tensor) -> Tensor:
+    """Returns log SNR for ``log(alpha_bar)``; minus infinity where alpha_bar is 0."""
+    return log_alpha_bar - log_alpha_bar.expm1().neg().log()
+
+
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshapes a coefficient, a scalar or one value a sample ``[B]``, to multiply `x` ``[B, ...]`` on its device."""
     coefficient = coefficient.to(torch.promote_types(x.dtype, torch.float32)).to(x.device, non_blocking=True)
@@ -101,6 +106,7 @@ class Schedule(Configurable, ABC):
             scale = root[1] / (root[1] - root[-1])
             log_alpha_bar[1:] = 2 * torch.log((root[1:] - root[-1]) * scale)
         self._log_alpha_bar = log_alpha_bar
+        self._log_snr = log_snr_of(log_alpha_bar[1:])
         if self.snr(self.num_steps) > SNR_WARNING:
             warnings.warn(
                 f"{self}: SNR(T) = {float(self.snr(self.num_steps)):.3g} is above {SNR_WARNING}, so x_T still shows "
@@ -145,14 +151,14 @@ class Schedule(Configurable, ABC):
         """Returns ``log SNR(t)`` for t in 1..T; minus infinity where alpha_bar is 0."""
         t = check_timesteps(t, 1, self.num_steps, real=True)
         if not is_real(t):
-            return self.log_alpha_bar(t) - self.one_minus_alpha_bar(t).log()
+            return self._log_snr[t - 1]
         left = t.long().clamp(max=self.num_steps - 1)
-        return torch.lerp(self.log_snr(left), self.log_snr(left + 1), t - left)
+        return torch.lerp(self._log_snr[left - 1], self._log_snr[left], t - left)
 
     def snr_slope(self, t: Tensor) -> Tensor:
         """Returns the derivative of SNR at real `t` in [1, T]."""
         left = check_timesteps(t, 1, self.num_steps, real=True).long().clamp(max=self.num_steps - 1)
-        return self.snr(t) * (self.log_snr(left + 1) - self.log_snr(left))
+        return self.snr(t) * (self._log_snr[left] - self._log_snr[left - 1])
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """Returns the real t in [1, T] with a given log SNR, the inverse of `log_snr`; float64 of its shape.
@@ -160,7 +166,7 @@ class Schedule(Configurable, ABC):
         Raises:
             ValueError: If a value is outside log SNR(1) to log SNR(T).
         """
-        table = -self.log_snr(torch.arange(1, self.num_steps + 1))
+        table = -self._log_snr
         value = -log_snr.detach().to("cpu", torch.float64)
         slack = 1e-5 * (1 + value.abs())  # float32 rounding
         if bool(((value < table[0] - slack) | (value > table[-1] + slack)).any()):

@@ -39,6 +39,23 @@ class TimestepSampler(Configurable, ABC):
         """Restores a state from `state_dict`."""
 
 
+def importance_density(rms: Tensor, uniform_share: float) -> Tensor:
+    """Returns probabilities in proportion to `rms`, except for a share that is uniform; of the shape of `rms`."""
+    uniform = torch.full_like(rms, 1 / len(rms))
+    return (1 - uniform_share) * rms / rms.sum() + uniform_share * uniform
+
+
+def _strata(batch_size: int, generator: Generator | None) -> Tensor:
+    """Draws one number from each of B equal strata of [0, 1), with a single offset: float64 ``[B]``."""
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    return (torch.arange(batch_size, dtype=torch.float64) + offset) / batch_size
+
+
+def _check_share(owner: TimestepSampler, uniform_share: float) -> None:
+    if not 0 < uniform_share <= 1:
+        raise ValueError(f"uniform_share = {uniform_share} of {type(owner).__name__} must be in (0, 1].")
+
+
 @dataclass(eq=False)
 class UniformTimesteps(TimestepSampler):
     """Independent uniform draws (Ho et al. 2020, algorithm 1)."""
@@ -58,9 +75,7 @@ class StratifiedTimesteps(TimestepSampler):
 
     @override
     def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        offset = torch.rand((), generator=generator, dtype=torch.float64)
-        position = (torch.arange(batch_size, dtype=torch.float64) + offset) / batch_size
-        t = 1 + (position * num_steps).long().clamp(max=num_steps - 1)
+        t = 1 + (_strata(batch_size, generator) * num_steps).long().clamp(max=num_steps - 1)
         return t, torch.ones(batch_size, dtype=torch.float64)
 
 
@@ -83,8 +98,7 @@ class ImportanceTimesteps(TimestepSampler):
     def __post_init__(self) -> None:
         """Checks the settings and starts without losses."""
         check_at_least(self, 1, history=self.history)
-        if not 0 < self.uniform_share <= 1:
-            raise ValueError(f"uniform_share = {self.uniform_share} of ImportanceTimesteps must be in (0, 1].")
+        _check_share(self, self.uniform_share)
         self.reset()
 
     @override
@@ -94,11 +108,9 @@ class ImportanceTimesteps(TimestepSampler):
 
     def probabilities(self, num_steps: int) -> Tensor:
         """Returns the probability of each t in 1..T: float64 ``[T]``."""
-        uniform = torch.full((num_steps,), 1 / num_steps, dtype=torch.float64)
         if len(self._counts) != num_steps or bool((self._counts < self.history).any()):
-            return uniform
-        rms = (self._losses**2).mean(1).sqrt()
-        return (1 - self.uniform_share) * rms / rms.sum() + self.uniform_share * uniform
+            return torch.full((num_steps,), 1 / num_steps, dtype=torch.float64)
+        return importance_density((self._losses**2).mean(1).sqrt(), self.uniform_share)
 
     @override
     def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -149,8 +161,7 @@ class AdaptiveTimesteps(TimestepSampler):
     def __post_init__(self) -> None:
         """Checks the settings and starts without losses."""
         check_at_least(self, 1, num_blocks=self.num_blocks)
-        if not 0 < self.uniform_share <= 1:
-            raise ValueError(f"uniform_share = {self.uniform_share} of AdaptiveTimesteps must be in (0, 1].")
+        _check_share(self, self.uniform_share)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay = {self.decay} of AdaptiveTimesteps must be in [0, 1).")
         self.reset()
@@ -162,18 +173,16 @@ class AdaptiveTimesteps(TimestepSampler):
 
     def probabilities(self) -> Tensor:
         """Returns the probability of each block: float64 ``[num_blocks]``."""
-        uniform = torch.full((self.num_blocks,), 1 / self.num_blocks, dtype=torch.float64)
         rms = self._mean_square.sqrt()
         if bool(rms.isnan().any()) or rms.sum() == 0:
-            return uniform
-        return (1 - self.uniform_share) * rms / rms.sum() + self.uniform_share * uniform
+            return torch.full_like(rms, 1 / self.num_blocks)
+        return importance_density(rms, self.uniform_share)
 
     @override
     def sample(self, batch_size: int, num_steps: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         self._num_steps = num_steps
         p = self.probabilities()
-        offset = torch.rand((), generator=generator, dtype=torch.float64)
-        quantile = (torch.arange(batch_size, dtype=torch.float64) + offset) / batch_size
+        quantile = _strata(batch_size, generator)
         right = p.cumsum(0)
         block = torch.searchsorted(right, quantile, right=True).clamp(max=self.num_blocks - 1)
         fraction = 1 - ((right[block] - quantile) / p[block]).clamp(0, 1)

@@ -12,7 +12,6 @@ from typing_extensions import override
 from lit_ddpm.data.protocols import DataInfo
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
 from lit_ddpm.diffusion.network import ImageNetwork, SpatialNetwork
-from lit_ddpm.diffusion.parametrization import CategoricalParametrization
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -58,12 +57,12 @@ def check_data(data: DataInfo, module: "DDPM") -> None:
             f"the decoder has levels = {decoder.levels} but the images of {data.name} have levels = {data.levels}; set "
             f"the decoder's levels to {data.levels}."
         )
-    if isinstance(denoiser.parametrization, CategoricalParametrization) and module.data_levels != (
-        levels := denoiser.parametrization.levels
-    ):
+    parametrization = denoiser.parametrization
+    if parametrization.levels is not None and parametrization.levels != module.data_levels:
         found = "real values" if module.data_levels is None else f"levels = {module.data_levels}"
         raise ValueError(
-            f"levels = {levels} of CategoricalParametrization does not fit {data.name}, which has {found}."
+            f"levels = {parametrization.levels} of {type(parametrization).__name__} does not fit {data.name}, which "
+            f"has {found}."
         )
     if data.real_valued and denoiser.clip:
         raise ValueError(f"clip = True limits x_0 to [-1, 1], which the real values of {data.name} exceed: remove it.")
@@ -81,7 +80,7 @@ def check_data(data: DataInfo, module: "DDPM") -> None:
             if actual != needed[name]:
                 raise ValueError(
                     f"{name} = {actual} of {network_name} does not fit images of image_shape = "
-                    f"{list(data.image_shape)} from {data.name}: {type(denoiser.parametrization).__name__} with "
+                    f"{list(data.image_shape)} from {data.name}: {type(parametrization).__name__} with "
                     f"variance={denoiser.variance!r} needs {needed[name]}."
                 )
     num_classes = denoiser.num_classes
