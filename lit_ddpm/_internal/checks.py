@@ -10,6 +10,13 @@ def check_at_least(owner: object, least: float, **settings: float | None) -> Non
             raise ValueError(f"{name} = {value} of {type(owner).__name__} must be at least {least}.")
 
 
+def check_positive(owner: object, **settings: float) -> None:
+    """Raises a ValueError for the first setting of `owner` that is not positive."""
+    for name, value in settings.items():
+        if not value > 0:  # in this form NaN is refused
+            raise ValueError(f"{name} = {value} of {type(owner).__name__} must be positive.")
+
+
 def check_one_of(owner: str, allowed: Collection[object], **settings: object) -> None:
     """Raises a ValueError for the first setting that is not among the values `allowed`."""
     for name, value in settings.items():

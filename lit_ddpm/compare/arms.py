@@ -27,6 +27,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "x0_mse": _x0_mse("UniformWeighting"),
     "simple": _x0_mse("SNRWeighting"),
     "min_snr": _x0_mse("MinSNRWeighting"),
+    "p2": _x0_mse("P2Weighting"),
+    "edm": _x0_mse("EDMWeighting"),
+    "sigmoid": _x0_mse("SigmoidWeighting"),
+    "flow_matching": _x0_mse("FlowMatchingWeighting"),
 }
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_ddpm._internal.checks import check_one_of
+from lit_ddpm._internal.checks import check_one_of, check_positive
 from lit_ddpm._internal.interpolation import interpolate
-from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
+from lit_ddpm.diffusion.gaussian import Gaussian, marginal_variance, posterior_coefficients, q_marginal
 from lit_ddpm.diffusion.network import ClassConditionalNetwork, ConditionalNetwork, NetworkTime, network_time
 from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like, log_snr_of
@@ -68,6 +68,8 @@ class Denoiser(nn.Module):
             sampling and to the variational bound alike, and never to `predict`, which training uses.
         time: What the network gets as t: ``"t"``, the timestep, or ``"log_snr"``, a function of log SNR(t) that does
             not depend on T. The type `NetworkTime` describes both.
+        sigma_data: The standard deviation of the data: the network gets x_t divided by the standard deviation that x_t
+            then has (c_in of Karras et al. 2022). None passes x_t itself.
     """
 
     def __init__(
@@ -78,8 +80,11 @@ class Denoiser(nn.Module):
         variance: Variance = "posterior",
         clip: bool = False,
         time: NetworkTime = "t",
+        sigma_data: float | None = None,
     ) -> None:
         super().__init__()
+        if sigma_data is not None:
+            check_positive(self, sigma_data=sigma_data)
         check_one_of("Denoiser", get_args(Variance), variance=variance)
         check_one_of("Denoiser", get_args(NetworkTime), time=time)
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
@@ -93,6 +98,7 @@ class Denoiser(nn.Module):
         self.variance: Variance = variance
         self.clip = clip
         self.time: NetworkTime = time
+        self.sigma_data = sigma_data
         # Of validation images at t = 1..T, float64 [T] on the CPU; at t = 1 the variance of the decoder.
         self.x0_mse: Tensor | None = None
 
@@ -219,7 +225,10 @@ class Denoiser(nn.Module):
         """Calls the network once; returns the prediction, the estimate of x_0, not clipped, and `Estimate.fraction`."""
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
         time = network_time(self.schedule, t, self.time).expand(len(x_t)).to(x_t.device, non_blocking=True)
-        output: Tensor = self.network(x_t.to(weight.dtype), time, **cond)
+        x = x_t
+        if self.sigma_data is not None:
+            x = x_t * expand_like(marginal_variance(self.schedule, t, self.sigma_data).rsqrt(), x_t)
+        output: Tensor = self.network(x.to(weight.dtype), time, **cond)
         expected = [len(x_t), self.outputs * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
         if list(output.shape) != expected:
             raise ValueError(

@@ -44,6 +44,11 @@ def q_marginal(schedule: Schedule, x_0: Tensor, t: int | Tensor) -> Gaussian:
     return Gaussian(expand_like(torch.exp(log_alpha_bar / 2), x_0) * x_0, expand_like(-torch.expm1(log_alpha_bar), x_0))
 
 
+def marginal_variance(schedule: Schedule, t: int | Tensor, sigma_data: float) -> Tensor:
+    """Returns the variance of x_t for data of mean 0 and standard deviation `sigma_data`, float64 of the shape of t."""
+    return sigma_data**2 * schedule.alpha_bar(t) + schedule.one_minus_alpha_bar(t)
+
+
 class PosteriorCoefficients(NamedTuple):
     """The coefficients of ``q(x_s|x_t,x_0)``, float64 of the shape of t."""
 

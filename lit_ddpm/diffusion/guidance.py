@@ -30,6 +30,7 @@ class GuidedDenoiser(Denoiser):
             denoiser.variance,
             denoiser.clip,
             denoiser.time,
+            denoiser.sigma_data,
         )
         name = type(denoiser.network).__name__
         if denoiser.num_classes is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import check_positive
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
@@ -133,8 +134,7 @@ class HybridObjective(Objective):
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        if not self.weight > 0:
-            raise ValueError(f"weight = {self.weight} of HybridObjective must be positive.")
+        check_positive(self, weight=self.weight)
         if isinstance(self.simple, PosteriorKL | HybridObjective):
             raise ValueError(
                 f"simple = {type(self.simple).__name__} of HybridObjective trains the variance too: use an objective "

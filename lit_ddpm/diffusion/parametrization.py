@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import check_at_least, check_positive
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm.diffusion.gaussian import posterior_coefficients
+from lit_ddpm.diffusion.gaussian import marginal_variance, posterior_coefficients
 from lit_ddpm.diffusion.schedule import Schedule, expand_like
 
 
@@ -116,6 +116,32 @@ class VParametrization(Parametrization):
     @override
     def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
         return schedule.alpha_bar(t).sqrt(), -schedule.one_minus_alpha_bar(t).sqrt()
+
+
+@dataclass(eq=False)
+class EDMParametrization(Parametrization):
+    """The output is what is left after the best linear estimate of x_0, in units of its error (Karras et al. 2022).
+
+    For independent data of mean 0 and variance ``sigma_data^2`` the best linear estimate is ``skip x_t``, and the
+    target of the network has variance 1 at every t. The paper's c_skip and c_out are those of ``x_t / sqrt(alpha_bar)``
+    with ``sigma^2 = 1 / SNR``. For ``sigma_data = 1`` the output is -v. The c_in of the paper is ``sigma_data`` of a
+    `Denoiser`.
+
+    Args:
+        sigma_data: The standard deviation of the data.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the standard deviation."""
+        check_positive(self, sigma_data=self.sigma_data)
+
+    @override
+    def coefficients(self, schedule: Schedule, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        signal, variance = schedule.alpha_bar(t).sqrt(), marginal_variance(schedule, t, self.sigma_data)
+        noise = schedule.one_minus_alpha_bar(t).sqrt()
+        return self.sigma_data**2 * signal / variance, self.sigma_data * noise / variance.sqrt()
 
 
 @dataclass(eq=False)

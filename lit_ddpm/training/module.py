@@ -52,12 +52,12 @@ class DDPM(CheckpointedModule):
         timesteps: The distribution of t in a training batch.
         decoder: The likelihood at t = 1; if None, a `DiscretizedGaussian` with the data module's ``levels``, or 256.
         sampler: The sampler.
-        condition: Computes the condition of a network with ``cond_channels`` from the images, such as `LowResolution`;
-            None if the batches contain it.
+        condition: Computes the condition of a network with ``cond_channels`` from the images, see `unpack_batch`.
         variance: The variance of ``p_theta``, see `Denoiser`; ``"learned"`` needs twice the output channels.
         clip: Clip the estimate of x_0 to [-1, 1] in sampler and bound; if None, for pixel levels and not for real
             values.
         time: What the network gets as t, see `NetworkTime`; ``"log_snr"`` does not depend on T.
+        sigma_data: The standard deviation of the data, to scale the input of the network, see `Denoiser`.
         label_dropout: The probability of dropping a training label; classifier-free guidance needs it.
         guidance: The scale of classifier-free guidance in sampling, see `GuidedDenoiser`; 1 is without guidance.
         num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
@@ -65,8 +65,7 @@ class DDPM(CheckpointedModule):
         compile: Compile the network with `torch.compile`: a slow first step, then faster ones. Not in checkpoints.
         channels_last: Use channels-last memory format, which speeds up convolutions. Not in checkpoints.
         optimizer: Builds the optimizer from the parameters.
-        lr_scheduler: Builds a learning-rate scheduler from the optimizer, such as `OneCycle` over the whole run; it is
-            stepped after every optimizer step.
+        lr_scheduler: Builds a learning-rate scheduler, which is stepped after every optimizer step, such as `OneCycle`.
     """
 
     def __init__(
@@ -82,6 +81,7 @@ class DDPM(CheckpointedModule):
         variance: Variance = "posterior",
         clip: bool | None = None,
         time: NetworkTime = "t",
+        sigma_data: float | None = None,
         label_dropout: float = 0.0,
         guidance: float = 1.0,
         num_val_timesteps: int | None = 32,
@@ -95,7 +95,7 @@ class DDPM(CheckpointedModule):
         self.save_hyperparameters(ignore=EXECUTION_ONLY)
         network = network if network is not None else UNet()
         parts = network, schedule or LinearSchedule(), parametrization or EpsParametrization()
-        self.denoiser = Denoiser(*parts, variance, clip is not False, time)
+        self.denoiser = Denoiser(*parts, variance, clip is not False, time, sigma_data)
         self.condition = condition
         self.decoder = decoder
         self.objective = objective or PredictionMSE()

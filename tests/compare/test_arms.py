@@ -11,7 +11,8 @@ from lit_ddpm.compare.arms import check_arms, resolve_arms
     [
         (
             ["kl", "kll"],
-            "objective = kll is none of kl, x0_mse, simple, min_snr, none of the overlays hybrid, importance",
+            "objective = kll is none of kl, x0_mse, simple, min_snr, p2, edm, sigmoid, flow_matching, none of the "
+            "overlays hybrid, importance",
         ),
         (["kl", "kl"], "two arms have the name 'kl'"),
         (["kl", "overlays/none.yaml"], "objective = overlays/none.yaml is none of"),

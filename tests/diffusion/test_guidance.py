@@ -72,7 +72,10 @@ def test_other_conditions_are_those_of_both_halves():
 
 def test_a_guided_denoiser_shares_the_network():
     plain = labeled_denoiser()
-    assert GuidedDenoiser(plain, 2).network is plain.network
+    plain.sigma_data = 0.5
+    guided = GuidedDenoiser(plain, 2)
+    assert guided.network is plain.network
+    assert guided.sigma_data == 0.5
 
 
 def test_guidance_keeps_the_conditional_variance():

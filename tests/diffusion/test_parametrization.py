@@ -4,6 +4,7 @@ from helpers import COMBINATIONS, PARAMETRIZATIONS
 
 from lit_ddpm import (
     Denoiser,
+    EDMParametrization,
     EpsParametrization,
     LinearSchedule,
     MeanParametrization,
@@ -55,3 +56,42 @@ def test_v_and_x0_work_at_zero_terminal_snr():
         x = torch.randn(2, 1, 4, 4)
         assert torch.isfinite(denoiser(x, 1000)).all()
         assert torch.isfinite(denoiser.p_posterior(x, 1000).mean).all()
+
+
+def test_edm_is_the_preconditioning_of_the_paper(schedule):
+    """c_skip and c_out of Karras et al. 2022, table 1, for x_t / sqrt(alpha_bar) = x_0 + sigma eps; c_in."""
+    t = torch.arange(1, schedule.num_steps)
+    bar, std = schedule.alpha_bar(t), 0.4
+    sigma = 1 / schedule.snr(t).sqrt()
+    skip, scale = EDMParametrization(sigma_data=std).coefficients(schedule, t)
+    torch.testing.assert_close(skip * bar.sqrt(), std**2 / (sigma**2 + std**2), rtol=1e-9, atol=0)
+    torch.testing.assert_close(scale, sigma * std / (sigma**2 + std**2).sqrt(), rtol=1e-9, atol=0)
+    seen = []
+    denoiser = Denoiser(torch.nn.Identity(), schedule, EDMParametrization(std), sigma_data=std)
+    denoiser.network.forward = lambda x, t: seen.append(x) or x
+    x_t = torch.randn(len(t), 3, dtype=torch.float64)
+    denoiser(x_t, t)
+    expected = (x_t / bar.sqrt()[:, None]) / (sigma**2 + std**2).sqrt()[:, None]
+    torch.testing.assert_close(seen[0], expected, rtol=1e-9, atol=0)
+
+
+def test_edm_has_a_target_of_unit_variance(schedule):
+    t = torch.arange(1, schedule.num_steps)
+    one, zero = torch.ones(len(t), 1, dtype=torch.float64), torch.zeros(len(t), 1, dtype=torch.float64)
+    target = EDMParametrization(sigma_data=0.3).target
+    of_x_0, of_eps = target(schedule, one, zero, t), target(schedule, zero, one, t)
+    torch.testing.assert_close((0.3 * of_x_0) ** 2 + of_eps**2, one, rtol=1e-9, atol=0)
+
+
+def test_edm_of_unit_data_predicts_v_with_the_opposite_sign(schedule):
+    t = torch.arange(1, schedule.num_steps + 1)
+    (skip, scale), (v_skip, v_scale) = (
+        parametrization.coefficients(schedule, t) for parametrization in (EDMParametrization(1.0), VParametrization())
+    )
+    torch.testing.assert_close((skip, scale), (v_skip, -v_scale), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("make", [EDMParametrization, lambda sigma_data: Denoiser(None, None, None, sigma_data=0)])
+def test_sigma_data_must_be_positive(make):
+    with pytest.raises(ValueError, match=r"sigma_data = 0 of (EDMParametrization|Denoiser) must be positive"):
+        make(sigma_data=0)

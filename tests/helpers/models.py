@@ -10,6 +10,7 @@ from lit_ddpm import (
     BetaSchedule,
     CosineSchedule,
     Denoiser,
+    EDMParametrization,
     EpsParametrization,
     LinearSchedule,
     LogSNRSchedule,
@@ -20,7 +21,13 @@ from lit_ddpm import (
     X0Parametrization,
 )
 
-PARAMETRIZATIONS = [X0Parametrization(), EpsParametrization(), VParametrization(), MeanParametrization()]
+PARAMETRIZATIONS = [
+    X0Parametrization(),
+    EpsParametrization(),
+    VParametrization(),
+    MeanParametrization(),
+    EDMParametrization(),
+]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -127,3 +127,8 @@ def test_a_process_survives_its_configuration(variance):
 def test_a_mean_has_no_scheduler():
     with pytest.raises(ValueError, match=r"parametrization = MeanParametrization has no DDPMScheduler: .* Eps"):
         scheduler_config(Denoiser(torch.nn.Identity(), LinearSchedule(), MeanParametrization()))
+
+
+def test_a_scaled_input_has_no_scheduler():
+    with pytest.raises(ValueError, match=r"sigma_data = 0.5 has no DDPMScheduler"):
+        scheduler_config(Denoiser(torch.nn.Identity(), LogSNRSchedule(50), VParametrization(), sigma_data=0.5))
