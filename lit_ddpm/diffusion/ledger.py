@@ -191,6 +191,12 @@ class Ledger:
         """Applies `reduce` to each sum, such as a sum over ranks."""
         self._sums = {name: reduce(value).cpu() for name, value in self._sums.items()}
 
+    @property
+    def scale(self) -> float:
+        """The factor from nats an image to the unit of the report, per dimension."""
+        dims = int(self._sums["dims"]) // int(self._sums["count"])
+        return 1 / (dims * (math.log(2) if self.discrete else 1))
+
     def second_moment(self) -> Tensor:
         """Returns `Bound.second_moment` over all images, ``[T - 1]``."""
         return self._sums["second_moment"] / self._sums["count"]
@@ -222,8 +228,7 @@ class Ledger:
         sums, count = self._sums, int(self._sums["count"])
         if count == 0:
             raise ValueError("the ledger has no images: the validation or test split of the data is empty.")
-        dims = int(sums["dims"]) // count
-        scale = 1 / (dims * (math.log(2) if self.discrete else 1))
+        dims, scale = int(sums["dims"]) // count, self.scale
 
         def entry(total: float, total_of_squares: float) -> Entry:
             mean = total / count

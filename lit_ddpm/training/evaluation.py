@@ -15,7 +15,8 @@ from lit_ddpm.data.protocols import HasHistogram
 from lit_ddpm.diffusion.bound import variational_bound
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
-from lit_ddpm.diffusion.ledger import LIKELIHOOD, Ledger, Report, histogram_nats
+from lit_ddpm.diffusion.image_ledger import Column, ImageLedger, save_images
+from lit_ddpm.diffusion.ledger import LIKELIHOOD, TERMS, Ledger, Report, histogram_nats
 from lit_ddpm.diffusion.likelihood import FLOW_STEPS, check_flow, exact_likelihood
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.diffusion.weighting import kl_weight
@@ -88,6 +89,7 @@ class SplitBound:
         self._moment = second_moment
         self._exact = exact
         self.ledger = Ledger(denoiser.schedule.num_steps, num_calls, decoder.levels is not None, exact)
+        self._images = ImageLedger() if split == "test" else None
         self._num_seen = 0
         self._given: tuple[str, ...] = ()
 
@@ -111,6 +113,8 @@ class SplitBound:
         if self._exact:
             columns |= self._likelihood(x_0, index, cond, bound.total)
         self.ledger.update(bound, **columns)
+        if self._images is not None:
+            self._images.update(index, {name: getattr(bound, name) for name in TERMS} | columns)
 
     def _likelihood(self, x_0: Tensor, index: Tensor, cond: dict[str, Any], bound: Tensor) -> dict[str, Tensor]:
         """Returns the columns of the exact likelihood."""
@@ -129,6 +133,20 @@ class SplitBound:
         schedule = self.denoiser.schedule
         weight = kl_weight(schedule, torch.arange(1, schedule.num_steps + 1))
         return self.ledger.report(self._given, weight)
+
+    def images(self, trainer: Trainer) -> dict[str, Column] | None:
+        """Returns the terms of each image over all ranks, in the unit of the report; None in validation."""
+        if self._images is None:
+            return None
+
+        def reduce(values: Tensor, operation: str) -> Tensor:
+            strategy = trainer.strategy
+            reduced: Tensor = strategy.reduce(values.to(strategy.root_device), reduce_op=operation)
+            return reduced
+
+        names = (*TERMS, "likelihood") if self._exact else TERMS
+        columns = self._images.gather(reduce if self._world_size > 1 else None, names)
+        return {name: values if name == "index" else values * self.ledger.scale for name, values in columns.items()}
 
     def measure_variance(self) -> None:
         """Sets `Denoiser.x0_mse` to that of the images; at t = 1 to the variance that a decoder of pixels prefers.
@@ -159,6 +177,7 @@ class BoundEvaluator:
         self.num_val_timesteps = num_val_timesteps
         self.exact = False  # whether a test measures the exact likelihood, too
         self.last_report: Report | None = None  # of the last `finish`
+        self.last_images: dict[str, Column] | None = None  # the terms of each image, if it was a test
         self._initial_moment: Tensor | None = None  # of the current or last validation
         self._found_moment: Tensor | None = None  # in it
         self._bound: SplitBound | None = None
@@ -204,6 +223,7 @@ class BoundEvaluator:
         bound = self._bound
         assert bound is not None
         self.last_report, self._bound = bound.report(trainer), None
+        self.last_images = bound.images(trainer)
         if trainer.validating:  # neither testing nor sanity checking
             self._found_moment = bound.ledger.second_moment()
             if trainer.state.fn == "fit":
@@ -239,10 +259,12 @@ class LogBound(Callback):
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         report = self._finish(trainer, pl_module, "test")
-        path = RunDirectory.of_trainer(trainer).ledger
+        run, images = RunDirectory.of_trainer(trainer), cast("DDPM", pl_module).evaluator.last_images
+        assert images is not None
         if trainer.is_global_zero:
-            report.save(path)
-            print(f"\n{report.table()}\nwritten to {path}")
+            report.save(run.ledger)
+            save_images(run.image_ledger, images)
+            print(f"\n{report.table()}\nwritten to {run.ledger}, and each image's to {run.image_ledger.name}")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         module = cast("DDPM", pl_module)

@@ -34,6 +34,8 @@ class RunDirectory:
         self.samples = path / "samples"  # the sample grids and trajectories of a fit
         self.profile = path / "profile"  # the plots and tables of the bound by timestep
         self.ledger = path / "ledger.json"  # the report of the last test
+        self.image_ledger = path / "ledger.npz"  # its terms for each image
+        self.gradients = path / "gradients.npz"  # the gradient statistics of the last ``gradients``
         self.sample_metrics = path / "sample_metrics.jsonl"  # FID, KID and IS with their protocols, a line each time
         self.predictions = path / "predict"  # the images of ``predict``
         self.arm_config = path / "arm.yaml"  # the configuration that ``compare`` started the run with

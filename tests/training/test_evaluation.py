@@ -1,6 +1,8 @@
 import json
+import math
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import FewDigits, LabelledNetwork, fit, read_csv, tiny_module, trainer
@@ -8,23 +10,28 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
+from lit_ddpm.diffusion.image_ledger import load_images
+from lit_ddpm.diffusion.ledger import TERMS, Report
 from lit_ddpm.training import evaluation
 from lit_ddpm.training.evaluation import BoundEvaluator, SplitBound, kl_metrics
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
-def test_the_bound_is_the_same_on_any_number_of_processes(devices):
+def test_the_bound_is_the_same_on_any_number_of_processes(devices, tmp_path):
     """50 images on 3 processes in batches of 7: the image that is repeated to pad a share must not count."""
-    results = []
+    results, images = [], []
     for count in (1, devices):
         strategy = "auto" if count == 1 else "ddp_fork"
         (result,) = trainer(devices=count, strategy=strategy).test(
             tiny_module(), FewDigits(eval_batch_size=7), verbose=False
         )
         results.append(result)
+        images.append(load_images(tmp_path / "ledger.npz"))
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         assert results[1][key] == pytest.approx(value, abs=1e-5), key
+    assert images[0]["index"].tolist() == images[1]["index"].tolist() == list(range(50))
+    np.testing.assert_allclose(images[0]["total"], images[1]["total"], atol=1e-4)
 
 
 @pytest.mark.parametrize(("num_val_timesteps", "num_calls"), [(2, 2), (7, 7), (20, 20), (30, 20), (None, 20)])
@@ -50,6 +57,18 @@ def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
     assert saved["num_images"] == 50
     assert saved["num_calls"] == 20
     assert sum(result[f"test/{name}"] for name in names[:3]) == pytest.approx(result["test/bpd"], rel=1e-6)
+
+
+def test_the_bound_of_each_image_is_written(tmp_path):
+    for batch_size in (50, 7):
+        trainer().test(tiny_module(), FewDigits(eval_batch_size=batch_size), verbose=False)
+        report, images = Report.load(tmp_path / "ledger.json"), load_images(tmp_path / "ledger.npz")
+        assert images["index"].tolist() == list(range(50))
+        for term in TERMS:
+            assert images[term].mean() == pytest.approx(report.terms[term].value, rel=1e-9)
+            se = images[term].std(ddof=1) / math.sqrt(50)
+            assert se == pytest.approx(report.terms[term].se_images, rel=1e-6)
+    np.testing.assert_allclose(images["total"], sum(images[term] for term in TERMS[:3]), rtol=1e-9)
 
 
 def test_the_bound_does_not_depend_on_the_batch_size():
