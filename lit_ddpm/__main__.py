@@ -1,4 +1,4 @@
-"""The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test``, ``predict``, and ``compare``, ``configs``."""
+"""The command ``lit-ddpm``: Lightning's ``fit``, ``validate``, ``test``, ``predict``, and our own."""
 
 import logging
 import signal
@@ -22,6 +22,7 @@ Trains, measures, samples and compares denoising diffusion models.
   test       measures the exact bound and FID     lit-ddpm test --ckpt_path runs/digits/checkpoints/best.ckpt
   validate   estimates the bound                  lit-ddpm validate --ckpt_path runs/digits/checkpoints/best.ckpt
   predict    draws samples into files             lit-ddpm predict --ckpt_path runs/digits/checkpoints/best.ckpt
+  gradients  measures the gradient by timestep    lit-ddpm gradients --ckpt_path runs/digits/checkpoints/best.ckpt
   compare    trains objectives on equal terms     lit-ddpm compare --config digits --objectives kl,x0_mse
   import     reads a model of diffusers           lit-ddpm import DIRECTORY --data cifar10
   export     writes a model for diffusers         lit-ddpm export --ckpt_path BEST.ckpt --output_dir DIRECTORY

@@ -73,7 +73,7 @@ def page_directory(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lightning, "Trainer", short)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(compare_command, "run_all", lambda runs: [])
+    monkeypatch.setattr(compare_command, "run_all", lambda runs, jobs: [])
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("mine", None)

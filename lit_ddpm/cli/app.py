@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import uuid
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +67,9 @@ class DDPMCLI(LightningCLI):
         """Builds model, data and Trainer, without the messages that the commands print later."""
         logging.disable(logging.INFO)
         try:
-            return cls(args, run=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+                return cls(args, run=False)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -75,6 +78,7 @@ class DDPMCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
         commands["predict"] = commands["predict"] | {"return_predictions"}
+        commands["gradients"] = {"model", "datamodule"}
         return commands
 
     @override

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with a ``predict`` that draws images without data."""
+"""Lightning's Trainer with a ``predict`` that draws images without data, and with ``gradients``."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
+from lit_ddpm.diffusion.gradients import GradientStatistics
+from lit_ddpm.training.checkpoint import load_checkpoint
+from lit_ddpm.training.gradients import gradient_table, measure_gradients
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import SampleChunk, chunk_loader
@@ -80,6 +83,35 @@ class Trainer(lightning.Trainer):
             return super().predict(model, None, _MissingSamples(writer), return_predictions, ckpt_path, weights_only)
         finally:
             self.callbacks.remove(writer)  # type: ignore[attr-defined]  # the next prediction has its own
+
+    def gradients(
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        num_batches: int = 8,
+    ) -> GradientStatistics:
+        """Measures by timestep how large and how noisy the gradient of the objective is, and prints and writes it.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            ckpt_path: The checkpoint to measure.
+            weights_only: Load the checkpoint without pickled objects; it always is.
+            num_batches: The number of training batches.
+        """
+        if not isinstance(model, DDPM) or datamodule is None:
+            raise ValueError("gradients needs a DDPM and a data module.")
+        if ckpt_path is not None:
+            checkpoint = load_checkpoint(Path(ckpt_path))
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+        found = measure_gradients(self, model, datamodule, num_batches)
+        path = RunDirectory.of_trainer(self).gradients
+        found.save(path)
+        print(f"{gradient_table(found, model, model.objective)}\nwritten to {path}")
+        return found
 
 
 class _MissingSamples(LightningDataModule):

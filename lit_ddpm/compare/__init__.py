@@ -1,7 +1,9 @@
 """Comparisons of objectives, or of any other part of a configuration, on equal terms."""
 
 from lit_ddpm.compare.audit import Audit, audit
-from lit_ddpm.compare.command import compare
-from lit_ddpm.compare.comparison import Comparison, Value
+from lit_ddpm.compare.command import collect, compare, prepare, run
+from lit_ddpm.compare.comparison import Comparison
+from lit_ddpm.compare.measurement import Measurement, Value
+from lit_ddpm.compare.plan import Plan
 
-__all__ = ["Audit", "Comparison", "Value", "audit", "compare"]
+__all__ = ["Audit", "Comparison", "Measurement", "Plan", "Value", "audit", "collect", "compare", "prepare", "run"]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,47 @@ CONFIG_KEYS = ("seed_everything", "model", "data", "trainer")
 """The part of a run's configuration that does not belong to a command."""
 
 
-@dataclass(frozen=True)
 class Arm:
-    """One configuration of a comparison."""
+    """One configuration of a comparison.
 
-    name: str  # of the built-in objective, the overlay's file or the run of a trained model
-    config: dict[str, Any]  # complete, for ``fit``
-    module: DDPM  # untrained
-    trainer: lightning.Trainer  # for the budget and the precision
-    data: Any
-    checkpoint: Path | None = None  # of a trained model, which is only measured
+    Args:
+        name: That of the built-in objective, of the overlay's file or of the run of a trained model.
+        config: The complete configuration, for ``fit``.
+        checkpoint: That of a trained model, which is only measured.
+        cli: The objects of the configuration; built on first use if None.
+    """
+
+    def __init__(
+        self, name: str, config: dict[str, Any], checkpoint: Path | None = None, cli: DDPMCLI | None = None
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.checkpoint = checkpoint
+        self._built = cli
+
+    @property
+    def _cli(self) -> DDPMCLI:
+        if self._built is None:
+            with temporary_config(self.config) as file:
+                self._built = DDPMCLI.without_command([f"--config={file}"])
+        return self._built
+
+    @property
+    def module(self) -> DDPM:
+        """The untrained model."""
+        module = self._cli.model
+        assert isinstance(module, DDPM)
+        return module
+
+    @property
+    def trainer(self) -> lightning.Trainer:
+        """The Trainer, for the budget and the precision."""
+        return self._cli.trainer
+
+    @property
+    def data(self) -> Any:
+        """The data module."""
+        return self._cli.datamodule
 
     @property
     def output_dtype(self) -> torch.dtype:
@@ -132,4 +162,4 @@ def _arm(name: str, args: list[str], checkpoint: Path | None = None) -> Arm:
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    return Arm(name, config, cli.model, cli.trainer, cli.datamodule, checkpoint)
+    return Arm(name, config, checkpoint, cli)

@@ -1,6 +1,7 @@
-"""``lit-ddpm compare``, and the same function in Python."""
+"""``lit-ddpm compare``, and the same functions in Python."""
 
 import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,29 +10,33 @@ import torch
 from lit_ddpm._internal.files import has_files
 from lit_ddpm.cli.errors import ArgumentParser, stop
 from lit_ddpm.compare.arms import OBJECTIVES, Arm, check_arms, resolve_arms, resolve_models
-from lit_ddpm.compare.audit import Audit, audit
+from lit_ddpm.compare.audit import audit
 from lit_ddpm.compare.comparison import Comparison
-from lit_ddpm.compare.report import plot_audit, write_report
-from lit_ddpm.compare.runs import Run, expected_seconds, minutes, run_all
+from lit_ddpm.compare.figures import figures, plot_audit
+from lit_ddpm.compare.jobs import expected_seconds, minutes, run_all
+from lit_ddpm.compare.plan import Plan
+from lit_ddpm.compare.report import write_report
+from lit_ddpm.compare.wandb_run import log_comparison
 from lit_ddpm.data.protocols import DataInfo
-from lit_ddpm.training.run_directory import RunDirectory
+
+DEFAULT_DIRECTORY = "runs/compare"
 
 
 def compare(
     configs: Sequence[str | Path] = (),
     objectives: Sequence[str | Path] = (),
     num_seeds: int = 1,
-    output_dir: str | Path = "runs/compare",
+    output_dir: str | Path = DEFAULT_DIRECTORY,
     resume: bool = False,
     overrides: Sequence[str] = (),
     models: Sequence[str | Path] = (),
+    jobs: int = 1,
 ) -> Comparison:
-    """Trains, tests and compares arms on equal terms, one after another, each in a separate process.
+    """Trains, tests and compares arms on equal terms, each in separate processes: `prepare`, all runs, and `collect`.
 
     Trained `models` are further arms, which are measured on the same images only.
 
-    The arms of a seed have the same initial weights, data order, timesteps, noise and budget. `output_dir` receives the
-    directory of each run, ``table.csv``, ``report.html`` and ``audit_<arm>.png``.
+    The arms of a seed have the same initial weights, data order, timesteps, noise and budget.
 
     Args:
         configs: Configuration files; later ones override earlier ones.
@@ -41,10 +46,39 @@ def compare(
         resume: Resume a comparison in that directory; completed work is not repeated.
         overrides: Flags for every arm, such as ``--trainer.max_epochs=5``.
         models: Run directories or checkpoints of trained models, such as those of ``lit-ddpm import``.
+        jobs: The number of runs at a time, on one device each.
 
     Raises:
         ValueError: If an argument is invalid, or the directory is not empty without `resume`.
         ArithmeticError: If the two forms of the KL differ for an arm, see `Audit.check`.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs = {jobs} must be at least 1.")
+    plan = prepare(configs, objectives, num_seeds, output_dir, resume, overrides, models)
+    remaining = [run for run in plan.runs if not run.done]
+    seconds = [expected_seconds(arm) for arm in (plan.arms[:1] if objectives else plan.arms) if remaining]
+    known = [each for each in seconds if each is not None]
+    total = f", about {minutes(sum(known) / len(known) * len(remaining) / jobs)} in total" if known else ""
+    size = f"{len(plan.arms)} arms, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
+    order = "one after another" if jobs == 1 else f"{jobs} at a time"
+    print(f"{len(remaining)} of {len(plan.runs)} runs to do ({size}), {order}{total}", flush=True)
+    run_all(plan.runs, jobs)
+    return _collect(plan) if any(run.done for run in plan.runs) else _results(plan)
+
+
+def prepare(
+    configs: Sequence[str | Path] = (),
+    objectives: Sequence[str | Path] = (),
+    num_seeds: int = 1,
+    output_dir: str | Path = DEFAULT_DIRECTORY,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    models: Sequence[str | Path] = (),
+) -> Plan:
+    """Checks and audits the arms of `compare`, and writes the plan from which any process executes a run.
+
+    `output_dir` receives ``comparison.json``, ``commands.txt`` with a command for each run, and ``audit_<arm>.png``.
+    See `compare` for the arguments and errors.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds} must be at least 1.")
@@ -53,50 +87,93 @@ def compare(
         raise ValueError(f"seeds = {num_seeds}: trained models have one seed, so a comparison with them has one too.")
     arms = [*resolve_arms(configs, objectives, overrides), *resolve_models(models, overrides)]
     check_arms(arms)
-    runs = [
-        Run(arm, seed, RunDirectory(directory / arm.name / f"seed_{seed}"), directory.name, draws_samples=seed == 0)
-        for seed in range(num_seeds)
-        for arm in arms
-    ]
-    if not resume and has_files(directory):
-        raise ValueError(
-            f"{directory} is not empty: resume the comparison there with --resume, or set another directory with "
-            "--output_dir."
-        )
-    for run in runs:
+    if has_files(directory):
+        if not resume:
+            raise ValueError(
+                f"{directory} is not empty: resume the comparison there with --resume, or set another directory with "
+                "--output_dir."
+            )
+        Plan.load(directory)  # refuses other versions
+    options = [f"--config {shlex.quote(str(config))}" for config in configs]
+    for option, values in (("--objectives", objectives), ("--models", models)):
+        options += [f"{option} {','.join(map(str, values))}"] if values else []
+    command = " ".join(["lit-ddpm compare", *options, f"--seeds {num_seeds}", *map(shlex.quote, overrides)])
+    plan = Plan(directory, command, arms, num_seeds, {})
+    for run in plan.runs:
         run.check()
     directory.mkdir(parents=True, exist_ok=True)
-    audits = {arm.name: _audit(arm, directory) for arm in arms}
-    remaining = [run for run in runs if not run.done]
-    seconds = [expected_seconds(arm) for arm in (arms[:1] if objectives else arms) if remaining]
-    known = [each for each in seconds if each is not None]
-    duration = f", about {minutes(sum(known) / len(known) * len(remaining))} in total" if known else ""
-    size = f"{len(arms)} arms, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
-    print(f"{len(remaining)} of {len(runs)} runs to do ({size}), one after another{duration}", flush=True)
-    failed = run_all(runs)
-    by_arm = {arm.name: [run for run in runs if run.arm is arm] for arm in arms}
+    plan.audits.update({arm.name: _audit(arm, directory) for arm in arms})
+    plan.save()
+    return plan
+
+
+def run(output_dir: str | Path, number: int) -> bool:
+    """Executes run `number`, from 0, of a prepared comparison, unless it is done or another process executes it.
+
+    Returns whether it is done now.
+
+    Raises:
+        ValueError: If the directory has no plan or no such run.
+        subprocess.CalledProcessError: If a command fails.
+    """
+    plan = Plan.load(Path(output_dir))
+    if not 0 <= number < len(plan.runs):
+        raise ValueError(f"run = {number} is out of range: {output_dir} has the runs 0 to {len(plan.runs) - 1}.")
+    chosen = plan.runs[number]
+    with chosen.lock(wait=False) as lock:
+        if lock is not None and not chosen.done:
+            chosen.execute(lock)
+    return chosen.done
+
+
+def collect(output_dir: str | Path) -> Comparison:
+    """Writes the tables and the report of a prepared comparison from its completed runs.
+
+    `output_dir` receives ``table.csv``, ``differences.csv``, ``report.html`` and its figures.
+
+    Raises:
+        ValueError: If the directory has no plan, or no arm is complete.
+    """
+    plan = Plan.load(Path(output_dir))
+    if not _results(plan).results:
+        raise ValueError(
+            f"output_dir = {output_dir}: no arm has all its runs yet, so there is nothing to collect. Execute them by "
+            f"the commands in {plan.directory / 'commands.txt'}."
+        )
+    return _collect(plan)
+
+
+def _results(plan: Plan) -> Comparison:
+    """Returns the results of the arms of which all runs are complete."""
+    by_arm = {arm.name: [run for run in plan.runs if run.arm is arm] for arm in plan.arms}
     results = {name: [run.result() for run in own] for name, own in by_arm.items() if all(run.done for run in own)}
-    comparison = Comparison(arms, results, audits, num_seeds, {run.name: run.files.log for run in failed})
-    if results:
-        options = [f"--config {shlex.quote(str(config))}" for config in configs]
-        for option, values in (("--objectives", objectives), ("--models", models)):
-            options += [f"{option} {','.join(map(str, values))}"] if values else []
-        options.append(f"--seeds {num_seeds}")
-        command = " ".join(["lit-ddpm compare", *options, *map(shlex.quote, overrides)])
-        comparison.save_csv(directory / "table.csv")
-        write_report(comparison, runs, command, directory / "report.html")
-        print(f"\n{comparison.table()}\nwritten to {directory / 'report.html'} and table.csv")
+    missing = {run.name: run.files.log for run in plan.runs if not run.done}
+    return Comparison(plan.arms, results, plan.audits, plan.num_seeds, missing)
+
+
+def _collect(plan: Plan) -> Comparison:
+    """Writes tables, figures and report."""
+    comparison = _results(plan)
+    if comparison.results:
+        comparison.save_csv(plan.directory)
+        found = figures(comparison)
+        for name, (_, picture) in found.items():
+            picture.save(plan.directory / f"{name}.png")
+        report = plan.directory / "report.html"
+        write_report(comparison, plan.runs, plan.command, found, report)
+        log_comparison(comparison, plan, found)
+        print(f"\n{comparison.table()}\nwritten to {report}, table.csv and differences.csv")
     return comparison
 
 
-def _audit(arm: Arm, directory: Path) -> Audit:
+def _audit(arm: Arm, directory: Path) -> str:
     """Audits an arm, writes the plot, and raises an ArithmeticError if the audit fails."""
     dtypes = list(dict.fromkeys([torch.float64, torch.float32, arm.output_dtype]))
     result = audit(arm.module.denoiser, dtypes, DataInfo.of(arm.data).image_shape or (1, 8, 8))
     plot_audit(result).save(directory / f"audit_{arm.name}.png")
     print(f"{arm.name}: {result}", flush=True)
     result.check()
-    return result
+    return str(result)
 
 
 def run_compare(args: Sequence[str]) -> None:
@@ -112,17 +189,50 @@ def run_compare(args: Sequence[str]) -> None:
     parser.add_argument("--models", default="", help="comma-separated run directories of trained models to measure")
     parser.add_argument("--seeds", type=int, default=1, help="the number of seeds of each arm (default: 1)")
     parser.add_argument(
-        "--output_dir", default="runs/compare", help="the directory of the comparison (default: runs/compare)"
+        "--output_dir",
+        default=DEFAULT_DIRECTORY,
+        help=f"the directory of the comparison (default: {DEFAULT_DIRECTORY})",
     )
     parser.add_argument("--resume", action="store_true", help="resume the comparison in that directory")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on a device each (default: 1)")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--prepare", action="store_true", help="only write the plan and a command for each run")
+    steps.add_argument("--run", type=int, metavar="K", help="execute run K, from 0, of the plan in output_dir")
+    steps.add_argument("--collect", action="store_true", help="write tables and report of the runs in output_dir")
     known, overrides = parser.parse_known_args(args)
     objectives, models = ([name for name in value.split(",") if name] for value in (known.objectives, known.models))
+    step = "--collect" if known.collect else f"--run {known.run}" if known.run is not None else None
+    if step and (known.config or objectives or models or overrides):
+        extra = [*known.config, *objectives, *models, *overrides][0]
+        raise ValueError(f"{step} takes everything from the plan in output_dir: remove {extra}.")
     try:
-        comparison = compare(known.config, objectives, known.seeds, known.output_dir, known.resume, overrides, models)
+        if known.run is not None:
+            _run_one(known.output_dir, known.run)
+        elif known.collect:
+            _report_missing(collect(known.output_dir))
+        else:
+            settings = (known.config, objectives, known.seeds, known.output_dir, known.resume, overrides, models)
+            if known.prepare:
+                plan = prepare(*settings)
+                print(f"{len(plan.runs)} runs, a command each in {plan.directory / 'commands.txt'}; then --collect")
+            elif failed := compare(*settings, known.jobs).missing:
+                logs = "; ".join(f"{name} ({log})" for name, log in failed.items())
+                stop(f"{len(failed)} runs failed: {logs}. Repeat them with --resume.")
     except ArithmeticError as error:
         stop(str(error))
     except KeyboardInterrupt:
         stop("interrupted; resume with --resume.")
-    if comparison.failed:
-        logs = "; ".join(f"{name} ({log})" for name, log in comparison.failed.items())
-        stop(f"{len(comparison.failed)} runs failed: {logs}. Repeat them with --resume.")
+
+
+def _run_one(output_dir: str, number: int) -> None:
+    try:
+        done = run(output_dir, number)
+    except subprocess.CalledProcessError:
+        failed = Plan.load(Path(output_dir)).runs[number]
+        stop(f"run {number} ({failed.name}) failed: {failed.last_output()} ({failed.files.log}).")
+    print(f"run {number} is {'done' if done else 'in progress in another process'}")
+
+
+def _report_missing(comparison: Comparison) -> None:
+    if comparison.missing:
+        print(f"{len(comparison.missing)} runs are not complete: {'; '.join(comparison.missing)}.")

@@ -1,35 +1,26 @@
-"""The results of a comparison: a table of its arms, and each trained model under every arm's objective."""
+"""The results of a comparison: tables of its arms, their paired differences, and what their objectives weight."""
 
 import csv
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.compare.arms import Arm
-from lit_ddpm.compare.audit import Audit
+from lit_ddpm.compare.measurement import Measurement, Value
 from lit_ddpm.compare.runs import Result
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.weighting import kl_weight
 
-SPEED = "images/s"
-# Two-sided 95% quantiles of Student's t by the number of seeds. For one seed the normal quantile applies, since the
-# error is that over many test images.
-FACTORS = {1: 1.96, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
+Columns = dict[str, dict[str, Measurement]]  # by the names of column and arm
 
-
-@dataclass(frozen=True)
-class Value:
-    """A mean over seeds and its standard error.
-
-    With one seed the error of a term of the ledger is that over the test images; that of other values is NaN.
-    """
-
-    mean: float
-    error: float
+TERMS = ("prior", "diffusion", "reconstruction")
+BEST_VARIANCE = "best variance"
 
 
 @dataclass(frozen=True)
@@ -37,88 +28,115 @@ class Comparison:
     """The results of all arms."""
 
     arms: list[Arm]
-    results: dict[str, list[Result]]  # by name of the arm, one for each seed; without arms with a failed run
-    audits: dict[str, Audit]  # by name of the arm
+    results: dict[str, list[Result]]  # by name of the arm, one for each seed; without arms with a missing run
+    audits: dict[str, str]  # the result of the audit by name of the arm, see `Audit`
     num_seeds: int
-    failed: dict[str, Path]  # the logs of failed runs by name of the run; resuming the comparison repeats them
+    missing: dict[str, Path]  # the logs of the runs that are not complete, by name of the run
 
-    def columns(self) -> dict[str, dict[str, Value]]:
-        """Returns the terms of the bound, the sample metrics and the speed: for each column the values of the arms.
+    @property
+    def total(self) -> str:
+        """The column of the total, ``bits/dim`` or ``nats/dim``."""
+        return next(iter(self.results.values()))[0].report.unit
+
+    def measurements(self) -> Columns:
+        """Returns the terms of the bound and the sample metrics.
 
         The column ``best variance`` is the total with the best variance, see `Report.best_variance`.
         """
-        columns: dict[str, dict[str, Value]] = {}
+        columns: Columns = {}
+        same_images = self._same_images()
         for arm, results in self.results.items():
-            for term in ("total", "prior", "diffusion", "reconstruction"):
-                entries = [result.report.terms[term] for result in results]
+            for term in ("total", *TERMS):
+                values = np.array([result.report.terms[term].value for result in results])
+                images = np.stack([result.images[term] for result in results]) if same_images else None
                 name = results[0].report.unit if term == "total" else term
-                single_seed_error = entries[0].se_images
-                columns.setdefault(name, {})[arm] = _value([entry.value for entry in entries], single_seed_error)
+                columns.setdefault(name, {})[arm] = Measurement(values, images)
                 best = [result.report.best_variance for result in results if result.report.best_variance is not None]
                 if term == "total" and len(best) == len(results):
-                    columns.setdefault("best variance", {})[arm] = _value(best, math.nan)
+                    columns.setdefault(BEST_VARIANCE, {})[arm] = Measurement(np.array(best))
+        for arm, results in self.results.items():
             for name in results[0].samples:
                 if not name.startswith("kid_std"):
-                    values = [result.samples[name] for result in results]
-                    columns.setdefault(name, {})[arm] = _value(values, math.nan)
-        for arm, results in self.results.items():
-            speeds = [result.images_per_s for result in results if result.images_per_s is not None]
-            if speeds:
-                columns.setdefault(SPEED, {})[arm] = _value(speeds, math.nan)
+                    values = np.array([result.samples[name] for result in results])
+                    columns.setdefault(name, {})[arm] = Measurement(values)
         return columns
 
-    def cross_evaluation(self) -> dict[str, dict[str, Value]]:
+    def _same_images(self) -> bool:
+        """Whether all runs measured the same test images."""
+        first, *others = [result.images["index"] for results in self.results.values() for result in results]
+        return all(np.array_equal(first, other) for other in others)
+
+    def cross_evaluation(self) -> Columns:
         """Returns each model under each arm's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
 
         An objective is a weight on the x0-MSE here, see `weight_on_x0_mse`, averaged over t = 2..T. The x0-MSE is that
         of the test images in the exact bound, with x0_hat clipped as in sampling. Arms with different schedules have no
         value, since their timesteps are not comparable.
         """
-        cross: dict[str, dict[str, Value]] = {}
+        cross: Columns = {}
         for judge in self.arms:
             weight = weight_on_x0_mse(judge.module.objective, judge.module.denoiser)
             for arm in self.arms:
-                if arm.name in self.results and _same_schedule(arm, judge):
+                if arm.name in self.results and same_schedule(arm, judge):
                     errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[arm.name]]
-                    values = [float((weight * error).mean()) for error in errors]
-                    cross.setdefault(judge.name, {})[arm.name] = _value(values, math.nan)
+                    values = np.array([float((weight * error).mean()) for error in errors])
+                    cross.setdefault(judge.name, {})[arm.name] = Measurement(values)
         return cross
 
-    def table(self) -> str:
-        """Returns the columns and the cross-evaluation as text for a terminal."""
-        title = f"mean ± standard error over {self.num_seeds} seeds"
-        if self.num_seeds == 1:
-            title = "one seed, ± standard error over the test images"
-        return (
-            f"{self._grid(self.columns())}\n{title}; * {self.rule()}\n\n"
-            "cross-evaluation: each model under each objective, on the test images\n"
-            f"{self._grid(self.cross_evaluation())}"
-        )
+    def differences(self) -> Columns:
+        """Returns the paired differences of the total: ``differences["kl"]["x0_mse"]`` is x0_mse minus kl."""
+        total = self.measurements()[self.total]
+        return {column: {row: total[row] - total[column] for row in total if row != column} for column in total}
 
-    def leaders(self, column: str, values: dict[str, Value]) -> set[str]:
+    def sharpening(self) -> float:
+        """Returns how many times smaller the errors of paired differences of the total are than unpaired ones."""
+        total = self.measurements()[self.total]
+        ratios = [
+            math.hypot(total[row].value.error, total[column].value.error) / difference.value.error
+            for column, rows in self.differences().items()
+            for row, difference in rows.items()
+            if difference.value.error > 0
+        ]
+        return float(np.median(ratios)) if ratios else math.nan
+
+    def leaders(self, column: str, values: dict[str, Measurement]) -> set[str]:
         """Returns the arms of a column that are marked, see `rule`."""
-        if column == SPEED:
-            return set()
-        sign = -1 if column.startswith("is_") else 1  # the Inception score is the only metric where larger is better
-        factor = FACTORS.get(self.num_seeds, 2.26)
 
         def beats(arm: str, other: str) -> bool:
-            gap = sign * (values[other].mean - values[arm].mean)
-            return gap > factor * math.hypot(values[arm].error, values[other].error)
+            lower, higher = (other, arm) if is_larger_better(column) else (arm, other)
+            return (values[higher] - values[lower]).is_positive()
 
         return {a for a in values if any(beats(a, b) for b in values) and not any(beats(b, a) for b in values)}
 
     def rule(self) -> str:
         """Returns the meaning of a mark: the test behind it."""
-        test = "t-test over the seeds" if self.num_seeds > 1 else "z-test over the test images"
-        return f"significantly better than another row, and no row is significantly better (unpaired {test}, 95%)"
+        over = "the test images" if self.num_seeds == 1 else "the seeds and test images"
+        test = f"paired t-test over {over}, 95%"
+        return f"significantly better than another row, and no row is significantly better ({test})"
 
-    def _grid(self, columns: dict[str, dict[str, Value]]) -> str:
+    def table(self) -> str:
+        """Returns the columns, the paired differences and the cross-evaluation as text for a terminal."""
+        over = "the test images; one seed" if self.num_seeds == 1 else f"{self.num_seeds} seeds and the test images"
+        parts = [
+            f"{self._grid(self.measurements())}\n± standard error over {over}; * {self.rule()}",
+            f"{self.total}, row minus column ± paired standard error\n{self._grid(self.differences(), marks=False)}",
+            f"cross-evaluation: each model under each objective, on the test images\n"
+            f"{self._grid(self.cross_evaluation())}",
+        ]
+        if len(self.results) == 1:
+            del parts[1]
+        elif not math.isnan(sharpening := self.sharpening()):
+            parts[1] += f"\nthe errors are {sharpening:.1f} times smaller than without pairing (median)"
+        return "\n\n".join(parts)
+
+    def _grid(self, columns: Columns, marks: bool = True) -> str:
         cells = [["trained with", *columns]]
         for arm in self.results:
-            marks = [" *" if arm in self.leaders(name, values) else "  " for name, values in columns.items()]
-            texts = [text_of(values.get(arm)) for values in columns.values()]
-            cells.append([arm, *(text + mark for text, mark in zip(texts, marks, strict=True))])
+            texts = [text_of(values.get(arm), signed=not marks) for values in columns.values()]
+            if marks:
+                leads = [arm in self.leaders(name, values) for name, values in columns.items()]
+                texts = [f"{text} {'*' if lead else ' '}" for text, lead in zip(texts, leads, strict=True)]
+            cells.append([arm, *texts])
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         lines = []
         for first, *others in cells:
@@ -126,37 +144,74 @@ class Comparison:
             lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
         return "\n".join(lines)
 
-    def save_csv(self, path: Path) -> None:
-        """Writes both tables as one, a row for each arm; each error follows its value, the speed is last."""
-        columns = self.columns()
-        speed = columns.pop(SPEED, {})
+    def save_csv(self, directory: Path) -> None:
+        """Writes ``table.csv``, a row for each arm, and ``differences.csv``, a row for each pair of arms.
+
+        The first has all columns and the cross-evaluation; each error follows its value.
+        """
+        columns = self.measurements()
         columns |= {f"measured_with_{name}": values for name, values in self.cross_evaluation().items()}
-        columns |= {SPEED: speed} if speed else {}
-        with atomic_write(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))])
-            for arm in self.results:
-                cells = [values.get(arm, Value(math.nan, math.nan)) for values in columns.values()]
-                numbers = [x for value in cells for x in (value.mean, value.error)]
-                writer.writerow([arm, self.num_seeds, *("" if math.isnan(x) else repr(x) for x in numbers)])
+        rows = [["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))]]
+        for arm in self.results:
+            cells = [_numbers(values.get(arm)) for values in columns.values()]
+            rows.append([arm, str(self.num_seeds), *(x for cell in cells for x in cell)])
+        _write_csv(directory / "table.csv", rows)
+        pairs = [["column", "trained_with", "minus", "difference", "error"]]
+        for name, values in columns.items():
+            pairs += [[name, a, b, *_numbers(values[a] - values[b])] for a in values for b in values if a != b]
+        _write_csv(directory / "differences.csv", pairs)
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns for each arm log SNR(t) and its objective's factor on the bound, each ``[T - 1]`` for t = 2..T.
+
+        The factor is the weight on the x0-MSE over that of the KL, divided by its largest value.
+        """
+        factors = {}
+        for arm in self.arms:
+            denoiser = arm.module.denoiser
+            t = torch.arange(2, denoiser.schedule.num_steps + 1)
+            factor = weight_on_x0_mse(arm.module.objective, denoiser) / kl_weight(denoiser.schedule, t)
+            factors[arm.name] = denoiser.schedule.log_snr(t), factor / factor.max()
+        return factors
 
 
-def text_of(value: Value | None) -> str:
-    """Formats a value and its error, to two digits of the error."""
+def is_bound(factor: Tensor) -> bool:
+    """Returns whether an objective is a bound of images with noise added, by its factor for t = 2..T.
+
+    That is the case if the factor does not decrease with t (Kingma and Gao 2023, theorem 1).
+    """
+    return bool((factor.diff() >= -1e-6 * factor[:-1]).all())
+
+
+def is_larger_better(column: str) -> bool:
+    """Returns whether larger values of a column are better: those of the Inception score only."""
+    return column.startswith("is_")
+
+
+def text_of(measurement: Measurement | None, signed: bool = False) -> str:
+    """Formats a mean and its error, to two digits of the error."""
+    value = None if measurement is None else measurement.value
     if value is None or math.isnan(value.mean):
         return "—"
+    sign = "+" if signed else ""
     if math.isnan(value.error) or value.error == 0:
-        return f"{value.mean:.4g}"
+        return f"{value.mean:{sign}.4g}"
     digits = min(max(0, 1 - math.floor(math.log10(value.error))), 7)
-    return f"{value.mean:,.{digits}f} ± {value.error:.{digits}f}"
+    return f"{value.mean:{sign},.{digits}f} ± {value.error:.{digits}f}"
 
 
-def _same_schedule(arm: Arm, other: Arm) -> bool:
+def same_schedule(arm: Arm, other: Arm) -> bool:
+    """Returns whether two arms have the same noise at every timestep."""
     schedules = [a.module.denoiser.schedule for a in (arm, other)]
     tables = [schedule.log_alpha_bar(torch.arange(schedule.num_steps + 1)) for schedule in schedules]
     return torch.equal(*tables)
 
 
-def _value(values: Sequence[float], single_seed_error: float) -> Value:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else single_seed_error
-    return Value(statistics.mean(values), error)
+def _numbers(measurement: Measurement | None) -> list[str]:
+    value = Value(math.nan, math.nan) if measurement is None else measurement.value
+    return ["" if math.isnan(x) else repr(x) for x in (value.mean, value.error)]
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)

@@ -1,31 +1,34 @@
-"""The runs of a comparison: for each a fit, a test and samples in separate processes and one directory."""
+"""The runs of a comparison: for each a fit, samples, gradients and a test in separate processes and one directory."""
 
 import csv
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning.fabric.utilities import move_data_to_device
 
 from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_json_lines, write_json
-from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
-from lit_ddpm.data.base import ImageDataModule
-from lit_ddpm.diffusion.denoiser import evaluating
+from lit_ddpm.diffusion.gradients import GradientStatistics
+from lit_ddpm.diffusion.image_ledger import Column, load_images
 from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
+try:
+    import fcntl
+except ImportError:  # Windows, where runs are not locked
+    fcntl = None  # type: ignore[assignment]
+
 NUM_SAMPLES = 64  # in the report
-STARTUP_SECONDS = 6.0  # of a process, approximately
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Result:
     """The results of a run."""
 
     report: Report  # the ledger of the test split
+    images: dict[str, Column]  # its terms for each image, and their index
     samples: dict[str, float]  # sample metrics of the test, such as ``fid_digits``
+    gradients: GradientStatistics | None  # of the first seed
     images_per_s: float | None  # the median training speed; None without the callback `Performance`
 
 
@@ -45,7 +50,7 @@ class Run:
     seed: int  # of weights, data order, t and eps; all arms have the same seeds
     files: RunDirectory
     group: str  # of the comparison's runs in W&B
-    draws_samples: bool  # for the report
+    is_first_seed: bool  # which also draws samples and measures gradients, for the report
 
     @property
     def name(self) -> str:
@@ -62,6 +67,23 @@ class Run:
         """Whether all commands are complete."""
         return "test" in self._durations()
 
+    @contextmanager
+    def lock(self, wait: bool) -> Iterator[int | None]:
+        """Holds the run for this process, on any machine with the same file system.
+
+        Yields the descriptor of the lock, for child processes to keep it; or None if another process holds it and this
+        one does not `wait`. The lock of a killed process is free.
+        """
+        self.files.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.files.path.with_suffix(".lock").open("a") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield None
+            else:
+                yield file.fileno()
+
     def _durations(self) -> dict[str, float]:
         """Returns the seconds of each completed command."""
         return dict(json.loads(self.files.durations.read_text())) if self.files.durations.is_file() else {}
@@ -71,10 +93,8 @@ class Run:
         config: dict[str, Any] = json.loads(json.dumps(self.arm.config))
         config["seed_everything"] = self.seed
         config["trainer"]["default_root_dir"] = str(self.files.path)
-        loggers = config["trainer"].get("logger")
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, dict) and logger.get("class_path", "").endswith("WandbLogger"):
-                logger["init_args"] |= {"group": self.group, "name": f"{self.arm.name}-{self.seed}"}
+        for logger in wandb_loggers(config):
+            logger["init_args"] |= {"group": self.group, "name": f"{self.arm.name}-{self.seed}"}
         return config
 
     def config_yaml(self) -> str:
@@ -91,9 +111,10 @@ class Run:
                 "or remove this one."
             )
 
-    def execute(self) -> None:
-        """Fits unless the model is trained, draws samples and tests; resumes from the last checkpoint if there is one.
+    def execute(self, lock: int, environment: Mapping[str, str] = os.environ) -> None:
+        """Fits unless the model is trained, and measures it; resumes from the last checkpoint if there is one.
 
+        The caller holds the `lock`, which child processes keep, so a run is free only when all of them have ended.
         Raises a `subprocess.CalledProcessError` if a command fails; the log contains the reason.
         """
         files = self.files
@@ -107,34 +128,26 @@ class Run:
         config_args, checkpoint_args = ["--config", str(files.arm_config)], ["--ckpt_path", str(self.checkpoint)]
         model_args = checkpoint_args if trains else [*config_args, *checkpoint_args]
         commands = {"fit": checkpoint_args if resumes else config_args} if trains else {}
-        if self.draws_samples:
+        if self.is_first_seed:
             commands["predict"] = [*model_args, f"--num_samples={NUM_SAMPLES}"]
+            commands["gradients"] = model_args
         commands["test"] = model_args
         for command, args in commands.items():
             durations = self._durations()
             if command not in durations:
                 start = time.monotonic()
-                self._run_process(command, *args)
+                self._run_process([command, *args], lock, environment)
                 write_json(files.durations, durations | {command: time.monotonic() - start})
 
-    def _run_process(self, command: str, *args: str) -> None:
+    def _run_process(self, args: list[str], lock: int, environment: Mapping[str, str]) -> None:
         with self.files.log.open("a") as log:
-            full_command = [sys.executable, "-m", "lit_ddpm", command, *args]
-            process = subprocess.Popen(full_command, stdout=log, stderr=subprocess.STDOUT)
-            try:
-                while process.poll() is None:
-                    time.sleep(0.5)
-                    if sys.stdout.isatty():
-                        width = shutil.get_terminal_size().columns - 1
-                        print(f"\r{self.name}: {command} | {self.last_output()}"[:width].ljust(width), end="\r")
-            finally:  # an interrupt reaches the process too
-                process.wait()
-        if process.returncode != 0:
-            raise subprocess.CalledProcessError(process.returncode, full_command)
+            command, kept = [sys.executable, "-m", "lit_ddpm", *args], [] if fcntl is None else [lock]
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=kept, check=True)
 
     def last_output(self) -> str:
         """Returns the last line of the log, or the last state of its progress bar."""
-        lines = self.files.log.read_text(errors="replace").replace("\r", "\n").splitlines()
+        text = self.files.log.read_text(errors="replace") if self.files.log.is_file() else ""
+        lines = text.replace("\r", "\n").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def result(self) -> Result:
@@ -144,81 +157,20 @@ class Run:
             if record["command"] == "test":  # the last one counts
                 extractor = record["protocol"]["extractor"].split(" ")[0]
                 samples = {f"{name}_{extractor}": number_of(value) for name, value in record["metrics"].items()}
-        with self.files.metrics.open(newline="") as file:
-            speeds = [float(row["perf/images_per_s"]) for row in csv.DictReader(file) if row.get("perf/images_per_s")]
-        return Result(Report.load(self.files.ledger), samples, statistics.median(speeds) if speeds else None)
+        speeds = []
+        if self.files.metrics.is_file():
+            with self.files.metrics.open(newline="") as file:
+                speeds = [float(r["perf/images_per_s"]) for r in csv.DictReader(file) if r.get("perf/images_per_s")]
+        gradients = GradientStatistics.load(self.files.gradients) if self.files.gradients.is_file() else None
+        report, images = Report.load(self.files.ledger), load_images(self.files.image_ledger)
+        return Result(report, images, samples, gradients, statistics.median(speeds) if speeds else None)
 
 
-def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
-    """Estimates the seconds of a run from a training step and a network call, timed on a batch of training images.
-
-    Returns None for data other than an `ImageDataModule`.
-    """
-    module, data, trainer = arm.module, arm.data, arm.trainer
-    if not isinstance(data, ImageDataModule):
-        return None
-    data.prepare_data()
-    data.setup("fit")
-    data.setup("test")
-    images = len(data.test_dataloader()) * data.eval_batch_size
-    device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
-    module.to(device)
-    first = move_data_to_device(next(iter(data.train_dataloader())), device)
-    x_0, cond = module.unpack_batch(data.on_after_batch_transfer(first, 0))
-    batch = len(x_0)
-
-    def train() -> None:
-        pred = module.denoiser.predict(x_0, torch.randint(2, T + 1, (batch,)), torch.randn_like(x_0), **cond)
-        torch.autograd.backward(module.objective(module.denoiser, pred).mean())
-
-    def evaluate() -> None:
-        with evaluating(module.denoiser):
-            module.denoiser(x_0, T, **cond)
-
-    with trainer.precision_plugin.forward_context():
-        step = _seconds(train, at_most) if arm.checkpoint is None else 0.0
-        call = _seconds(evaluate, at_most)
-    module.to("cpu")
-    module.zero_grad()
-    epochs = trainer.max_epochs or 0
-    steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
-    metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
-    sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
-    return float(2 * STARTUP_SECONDS + steps * step + (images * T + sampled) * call / batch)
-
-
-def _seconds(action: Callable[[], None], at_most: float) -> float:
-    """Returns the median of up to three timings after a warm-up."""
-    times = []
-    for _ in range(4):
-        start = time.monotonic()
-        action()
-        times.append(time.monotonic() - start)
-        if sum(times) > at_most:
-            break
-    return statistics.median(times[1:] or times)
-
-
-def minutes(seconds: float) -> str:
-    """Formats a duration."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def run_all(runs: Sequence[Run]) -> list[Run]:
-    """Executes the runs that are not done, one after another, and returns those that failed."""
-    failed, spent = [], []
-    for number, run in enumerate(runs, 1):
-        if run.done:
-            continue
-        start = time.monotonic()
-        try:
-            run.execute()
-        except subprocess.CalledProcessError:
-            failed.append(run)
-            print(f"[{number}/{len(runs)}] {run.name} failed: {run.last_output()} ({run.files.log})", flush=True)
-            continue
-        spent.append(time.monotonic() - start)
-        remaining = sum(not other.done for other in runs[number:])
-        estimate = f", about {minutes(remaining * statistics.mean(spent))} left" if remaining else ""
-        print(f"[{number}/{len(runs)}] {run.name}: {minutes(spent[-1])}{estimate}".ljust(79), flush=True)
-    return failed
+def wandb_loggers(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the W&B loggers of a complete configuration."""
+    loggers = config["trainer"].get("logger")
+    return [
+        logger
+        for logger in (loggers if isinstance(loggers, list) else [loggers])
+        if isinstance(logger, dict) and logger.get("class_path", "").endswith("WandbLogger")
+    ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,9 @@ class ImageLedger:
 
 def save_images(path: Path, columns: dict[str, Column]) -> None:
     """Writes the columns of images as ``.npz``."""
+    arrays: dict[str, Any] = {**columns}
     with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **columns)
+        np.savez_compressed(file, **arrays)
 
 
 def load_images(path: Path) -> dict[str, Column]:

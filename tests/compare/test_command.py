@@ -2,26 +2,68 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import COMPARED_OBJECTIVES, DIGITS_CONFIG, SMALL_COMPARISON, compare_digits, kill_when, read_csv
+from helpers import (
+    COMPARED_OBJECTIVES,
+    DIGITS_CONFIG,
+    ROOT,
+    SMALL_COMPARISON,
+    blocks,
+    compare_digits,
+    error_of,
+    kill_when,
+    read_csv,
+    text_of,
+)
 
 from lit_ddpm.__main__ import main
-from lit_ddpm.compare import compare
+from lit_ddpm.compare import collect, compare, prepare
+from lit_ddpm.compare.jobs import job_environment
+from lit_ddpm.compare.runs import Run
+from lit_ddpm.diffusion.image_ledger import load_images
 from lit_ddpm.diffusion.ledger import Report
-from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
+
+TABLES = ("table.csv", "differences.csv")
+KL_AND_X0_MSE = ["--config", DIGITS_CONFIG, "--objectives", ",".join(COMPARED_OBJECTIVES), *SMALL_COMPARISON]
 
 
 def rows(directory):
     return {row["trained_with"]: row for row in read_csv(directory / "table.csv")}
 
 
-def without_timing(directory):
-    return {arm: {k: v for k, v in row.items() if "images/s" not in k} for arm, row in rows(directory).items()}
+def assert_same_tables(directory, other):
+    for table in TABLES:
+        assert (directory / table).read_bytes() == (other / table).read_bytes()
+
+
+@pytest.fixture
+def copied(finished, monkeypatch):
+    """Replaces the commands of a comparison by copies of the finished one; returns the commands by run."""
+    executed = []
+
+    def process(self, args, lock, environment):
+        executed.append((self.name, args[0]))
+        self.files.log.write_text("out of memory\n")
+        if (self.arm.name, args[0]) in failing:
+            raise subprocess.CalledProcessError(1, args)
+        source = finished / self.arm.name / "seed_0"
+        shutil.copytree(source, self.files.path, ignore=lambda *_: {"arm.yaml", "seconds.json"}, dirs_exist_ok=True)
+
+    failing = set()
+    monkeypatch.setattr(Run, "_run_process", process)
+    process.executed, process.failing = executed, failing
+    return process
 
 
 def test_arms_differ_in_their_objective_alone(finished):
@@ -51,9 +93,8 @@ def test_the_table_holds_the_results_of_the_runs(finished):
         (line,) = (finished / arm / "seed_0" / "sample_metrics.jsonl").read_text().splitlines()[-1:]
         assert json.loads(line)["command"] == "test"
         assert float(table[arm]["bits/dim"]) == ledger["terms"]["total"]["value"]
-        assert float(table[arm]["bits/dim_error"]) == ledger["terms"]["total"]["se_images"]
+        assert float(table[arm]["bits/dim_error"]) == pytest.approx(ledger["terms"]["total"]["se_images"], rel=1e-9)
         assert float(table[arm]["fid_digits"]) == json.loads(line)["metrics"]["fid"]
-        assert float(table[arm]["images/s"]) > 0
         # With the posterior variance the T - 1 KL terms are weighted x0-MSEs.
         nats = ledger["terms"]["diffusion"]["value"] * math.log(2)
         assert float(table[arm]["measured_with_kl"]) == pytest.approx(nats / 31, rel=1e-6)
@@ -63,37 +104,47 @@ def test_the_table_holds_the_results_of_the_runs(finished):
 
 def test_the_report_is_one_file_with_everything(finished):
     html = (finished / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 2 + 3 + 1  # samples, overlays, one audit for both
+    assert html.count("data:image/png;base64,") == 2 + 3 + 1  # samples, curves, gradients
     assert not re.search(r'(src|href)="(?!data:)', html)
     for text in (
         "lit-ddpm compare --config",
         "kl, seed 0",
         "PosteriorKL",
         "float64",
-        "Cross-evaluation",
+        "Each model under each objective",
+        "<b>kl</b>: bits/dim ",
+        "The objective of <b>kl</b> is the bound itself",
         *COMPARED_OBJECTIVES,
     ):
         assert text in html
-    assert (finished / "audit_kl.png").is_file()
+    figures = {"audit_kl", "audit_x0_mse", "factors", "profile", "rate_distortion", "gradients"}
+    assert {path.stem for path in finished.glob("*.png")} == figures
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_a_resumed_comparison_is_the_same(finished, monkeypatch, tmp_path):
-    def killed(self):
-        if self.current_epoch == 1 and self.objective.__class__.__name__ == "X0MSE":
-            raise RuntimeError("killed")
+def test_differences_are_paired(finished):
+    images = [load_images(finished / arm / "seed_0" / "ledger.npz")["total"] for arm in COMPARED_OBJECTIVES]
+    difference = images[1] - images[0]
+    row = next(row for row in read_csv(finished / "differences.csv") if row["column"] == "bits/dim")
+    assert (row["trained_with"], row["minus"]) == ("kl", "x0_mse")
+    assert float(row["difference"]) == pytest.approx(-difference.mean(), rel=1e-9)
+    assert float(row["error"]) == pytest.approx(difference.std(ddof=1) / math.sqrt(360), rel=1e-6)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(DDPM, "on_train_epoch_start", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            compare_digits(tmp_path / "runs")
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_resumed_comparison_repeats_no_work(finished, copied, jobs, tmp_path, capsys):
+    copied.failing.add(("x0_mse", "gradients"))
+    found = compare_digits(tmp_path / "runs", jobs=jobs)
+    assert found.missing == {"x0_mse, seed 0": tmp_path / "runs" / "x0_mse" / "seed_0" / "log.txt"}
+    assert list(rows(tmp_path / "runs")) == ["kl"]
+    assert "[2/2] x0_mse, seed 0 failed: out of memory" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is not empty: resume the comparison there with --resume"):
         compare_digits(tmp_path / "runs")
-    before = (tmp_path / "runs" / "kl" / "seed_0" / "ledger.json").stat().st_mtime_ns
+    copied.failing.clear()
+    copied.executed.clear()
     found = compare_digits(tmp_path / "runs", resume=True)
-    assert (tmp_path / "runs" / "kl" / "seed_0" / "ledger.json").stat().st_mtime_ns == before
-    assert without_timing(tmp_path / "runs") == without_timing(finished)
-    assert found.columns()["bits/dim"]["kl"].mean == float(rows(finished)["kl"]["bits/dim"])
+    assert copied.executed == [("x0_mse, seed 0", "gradients"), ("x0_mse, seed 0", "test")]
+    assert_same_tables(tmp_path / "runs", finished)
+    assert found.measurements()["bits/dim"]["kl"].mean == float(rows(finished)["kl"]["bits/dim"])
     with pytest.raises(ValueError, match="seed_0 contains a run of another configuration"):
         compare(
             [DIGITS_CONFIG],
@@ -104,23 +155,125 @@ def test_a_resumed_comparison_is_the_same(finished, monkeypatch, tmp_path):
         )
 
 
+def test_a_failed_arm_is_one_sentence(copied, capsys):
+    copied.failing.add(("x0_mse", "fit"))
+    message = error_of(capsys, ["compare", *KL_AND_X0_MSE, "--output_dir", "runs"])
+    assert "1 runs failed: x0_mse, seed 0 (runs/x0_mse/seed_0/log.txt). Repeat them with --resume." in message
+    message = error_of(capsys, ["compare", "--output_dir", "runs", "--run", "1"])
+    assert "run 1 (x0_mse, seed 0) failed: out of memory (runs/x0_mse/seed_0/log.txt)." in message
+
+
+def test_prepared_runs_are_executed_and_collected(finished, copied, capsys):
+    """With several seeds; a part of the arms is collected too."""
+    main(["compare", *KL_AND_X0_MSE, "--seeds", "2", "--output_dir", "runs", "--prepare"])
+    assert "4 runs, a command each in runs/commands.txt; then --collect" in capsys.readouterr().out
+    commands = Path("runs/commands.txt").read_text().splitlines()
+    assert commands == [f"lit-ddpm compare --output_dir runs --run {k}" for k in range(4)]
+    message = error_of(capsys, ["compare", "--output_dir", "runs", "--collect"])
+    assert "output_dir = runs: no arm has all its runs yet, so there is nothing to collect" in message
+    for k in (0, 2, 2):
+        main(["compare", "--output_dir", "runs", "--run", str(k)])
+    assert capsys.readouterr().out.splitlines()[-2:] == ["run 2 is done"] * 2
+    assert [name for name, _ in copied.executed] == ["kl, seed 0"] * 4 + ["kl, seed 1"] * 2
+    main(["compare", "--output_dir", "runs", "--collect"])
+    assert "2 runs are not complete: x0_mse, seed 0; x0_mse, seed 1." in capsys.readouterr().out
+    assert list(rows(Path("runs"))) == ["kl"]
+    for k in (1, 3):
+        main(["compare", "--output_dir", "runs", "--run", str(k)])
+    assert collect("runs").num_seeds == 2
+    found, expected = rows(Path("runs")), rows(finished)  # both seeds are copies of one
+    assert {arm: row["bits/dim"] for arm, row in found.items()} == {a: r["bits/dim"] for a, r in expected.items()}
+
+
+def test_two_processes_that_meet_do_no_work_twice(copied, tmp_path, capsys):
+    plan = prepare([DIGITS_CONFIG], ["kl"], output_dir=tmp_path / "runs", overrides=SMALL_COMPARISON)
+    (held,) = plan.runs
+    with held.lock(wait=False):
+        main(["compare", "--output_dir", str(tmp_path / "runs"), "--run", "0"])
+        assert capsys.readouterr().out.splitlines()[-1] == "run 0 is in progress in another process"
+        other = threading.Thread(
+            target=compare,
+            args=([DIGITS_CONFIG], ["kl"], 1, tmp_path / "runs", True, SMALL_COMPARISON),
+            daemon=True,
+        )
+        other.start()
+        while "is in progress in another process" not in capsys.readouterr().out:
+            assert other.is_alive()
+            time.sleep(0.05)
+        with (lock := held.files.path.with_suffix(".lock")).open() as file:
+            held.execute(file.fileno())
+        assert lock.is_file()
+    other.join(60)
+    assert not other.is_alive()
+    assert [command for _, command in copied.executed] == ["fit", "predict", "gradients", "test"]
+    assert list(rows(tmp_path / "runs")) == ["kl"]
+
+
+def test_jobs_share_the_devices(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert "OMP_NUM_THREADS" not in job_environment(0, 1)
+    assert job_environment(1, 4)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [job_environment(job, 3)["CUDA_VISIBLE_DEVICES"] for job in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert [job_environment(job, 2)["CUDA_VISIBLE_DEVICES"] for job in range(2)] == ["5", "GPU-7"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--run", "2"], "run = 2 is out of range: runs has the runs 0 to 1."),
+        (["--run", "-1"], "run = -1 is out of range"),
+        (["--run", "0", "--config", "digits"], "--run 0 takes everything from the plan in output_dir: remove digits."),
+        (["--collect", "--trainer.max_epochs=2"], "--collect takes everything from the plan in output_dir: remove"),
+        (["--collect", "--run", "1"], "not allowed with argument"),
+        (["--collect", "--output_dir", "none"], "output_dir = none has no comparison: write its plan with --prepare."),
+    ],
+)
+def test_wrong_steps_are_one_sentence(finished, args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "runs", ignore=shutil.ignore_patterns("seed_0"))
+    assert message in error_of(capsys, ["compare", "--output_dir", "runs", *args])
+
+
+def test_mixed_versions_are_refused(finished, copied, tmp_path, capsys):
+    shutil.copytree(finished, "runs", ignore=shutil.ignore_patterns("seed_0"))
+    plan = json.loads(Path("runs/comparison.json").read_text())
+    plan["versions"]["torch"] = "1.0"
+    Path("runs/comparison.json").write_text(json.dumps(plan))
+    for step in (["--run", "0"], ["--collect"], [*KL_AND_X0_MSE, "--resume"]):
+        message = error_of(capsys, ["compare", "--output_dir", "runs", *step])
+        assert "output_dir = runs was prepared with torch 1.0, not " in message
+    assert not copied.executed
+
+
 def test_a_report_can_be_read_again(finished):
     report = Report.load(finished / "kl" / "seed_0" / "ledger.json")
     report.save(finished / "again.json")
     assert Report.load(finished / "again.json") == report
 
 
-def test_a_killed_comparison_resumes(finished):
-    """With the results of one that was left alone."""
-    compare = ["compare", "--config", DIGITS_CONFIG, "--objectives", "kl", *SMALL_COMPARISON, "--output_dir", "killed"]
-    run = RunDirectory(Path("killed/kl/seed_0"))
-    moments = [run.path.exists, run.last_checkpoint.exists, lambda: any(run.predictions.glob("*.png"))]
-    for moment in moments:
-        if not moment():  # a kill may come later than it was meant
-            kill_when(moment, *compare, *(["--resume"] if Path("killed").exists() else []))
-    main([*compare, "--resume"])
-    (killed,), expected = read_csv("killed/table.csv"), read_csv(finished / "table.csv")[0]
-    shared = [key for key in killed if "images/s" not in key]
-    assert {key: killed[key] for key in shared} == {key: expected[key] for key in shared}
+def test_a_killed_comparison_ends_on_other_engines_with_the_same_tables(finished, monkeypatch):
+    """Two jobs here are killed; a SLURM array and xargs do the rest."""
+    run = RunDirectory(Path("runs/compare/kl/seed_0"))
+    kill_when(run.last_checkpoint.exists, "compare", *KL_AND_X0_MSE, "--jobs", "2")
+    assert not (run.path / "ledger.json").exists()
+    bin_directory = Path("bin")
+    bin_directory.mkdir()
+    for name, line in (("srun", '"$@"'), ("lit-ddpm", f'{sys.executable} -m lit_ddpm "$@"')):
+        (bin_directory / name).write_text(f"#!/bin/sh\nexec {line}\n")
+        (bin_directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_directory.resolve()}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    page = {block.title: block.text for block in blocks(text_of(ROOT / "docs" / "comparing.md"))}
+    Path("array.sh").write_text(page["needs SLURM"])
+    slurm = subprocess.Popen(["bash", "array.sh"], env={**os.environ, "SLURM_ARRAY_TASK_ID": "0"})
+    subprocess.run(page["needs xargs"], shell=True, check=True)
+    assert slurm.wait() == 0
+    main(["compare", "--collect"])
+    assert_same_tables(Path("runs/compare"), finished)
     steps = [int(row["step"]) for row in read_csv(run.metrics) if row["train/loss"]]
     assert steps == sorted(set(steps))

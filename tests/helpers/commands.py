@@ -117,10 +117,10 @@ def kill_when(condition, *args) -> None:
     process.wait()
 
 
-def run_here(run, command, *args):
+def run_here(run, args, lock, environment):
     """Replaces `Run._run_process`: a command of a comparison in this process."""
     run.files.log.touch()
-    main([command, *args])
+    main(args)
 
 
 def compare_digits(directory, objectives=COMPARED_OBJECTIVES, **kwargs):

@@ -1,0 +1,167 @@
+"""Executing the runs of a comparison, one or several at a time, next to other processes that do the same."""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from lit_ddpm.callbacks.sample_metrics import SampleMetrics
+from lit_ddpm.compare.arms import Arm
+from lit_ddpm.compare.runs import Run
+from lit_ddpm.data.base import ImageDataModule
+from lit_ddpm.diffusion.denoiser import evaluating
+
+STARTUP_SECONDS = 6.0  # of a process, approximately
+COMMANDS = 4  # of a run
+
+
+def run_all(runs: Sequence[Run], jobs: int = 1) -> list[Run]:
+    """Executes the runs that are not done, `jobs` at a time on a device each, and returns those that failed.
+
+    Runs that another process executes are left to it, and awaited at the end.
+    """
+    remaining = [run for run in runs if not run.done]
+    environments: SimpleQueue[Mapping[str, str]] = SimpleQueue()
+    for job in range(jobs):
+        environments.put(job_environment(job, jobs))
+    failed: list[Run] = []
+    for waits in (False, True):
+        pending = [run for run in remaining if not run.done and run not in failed]
+        progress = _Progress(len(runs), [run.name for run in runs], pending, jobs)
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                futures = {pool.submit(execute, run, waits, environments): run for run in pending}
+                failed += progress.follow(futures)
+            except BaseException:  # an interrupt reaches the child processes too
+                pool.shutdown(cancel_futures=True)
+                raise
+    return failed
+
+
+def execute(run: Run, waits: bool, environments: "SimpleQueue[Mapping[str, str]]") -> bool:
+    """Executes a run unless it is done or another process holds it, and returns whether it was executed."""
+    environment = environments.get()
+    try:
+        with run.lock(waits) as lock:
+            if lock is None or run.done:
+                return False
+            run.execute(lock, environment)
+            return True
+    finally:
+        environments.put(environment)
+
+
+def job_environment(job: int, jobs: int) -> dict[str, str]:
+    """Returns the environment of one of several jobs: one device of the visible ones, or a share of the CPU cores."""
+    environment = dict(os.environ)
+    if jobs > 1 and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        devices = visible.split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = devices[job % len(devices)]
+    elif jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    return environment
+
+
+class _Progress:
+    """Prints a line for each finished run, and on a terminal the state of those in progress."""
+
+    def __init__(self, total: int, names: Sequence[str], pending: Sequence[Run], jobs: int) -> None:
+        self.total, self.names, self.pending, self.jobs = total, names, pending, jobs
+
+    def follow(self, futures: "dict[Future[bool], Run]") -> list[Run]:
+        """Waits for the runs of the futures, and returns those that failed."""
+        failed, spent, start = [], 0, time.monotonic()
+        unfinished = set(futures)
+        while unfinished:
+            done, unfinished = wait(unfinished, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = futures[future]
+                number = f"[{self.names.index(run.name) + 1}/{self.total}]"
+                try:
+                    executed = future.result()
+                except subprocess.CalledProcessError:
+                    failed.append(run)
+                    self._print(f"{number} {run.name} failed: {run.last_output()} ({run.files.log})")
+                    continue
+                if not executed:
+                    state = "is done" if run.done else "is in progress in another process"
+                    self._print(f"{number} {run.name} {state}")
+                    continue
+                spent += 1
+                elapsed = time.monotonic() - start
+                left = f", about {minutes(elapsed / spent * len(unfinished))} left" if unfinished else ""
+                self._print(f"{number} {run.name}: done after {minutes(elapsed)}{left}")
+            if sys.stdout.isatty():
+                active = [futures[future] for future in unfinished if future.running()]
+                width = shutil.get_terminal_size().columns - 1
+                text = " | ".join(f"{run.name}: {run.last_output()}"[: width // max(len(active), 1)] for run in active)
+                print(f"\r{text}"[:width].ljust(width), end="\r", flush=True)
+        return failed
+
+    @staticmethod
+    def _print(line: str) -> None:
+        print(line.ljust(79), flush=True)
+
+
+def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
+    """Estimates the seconds of a run from a training step and a network call, timed on a batch of training images.
+
+    Returns None for data other than an `ImageDataModule`.
+    """
+    module, data, trainer = arm.module, arm.data, arm.trainer
+    if not isinstance(data, ImageDataModule):
+        return None
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    images = len(data.test_dataloader()) * data.eval_batch_size
+    device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
+    module.to(device)
+    first = move_data_to_device(next(iter(data.train_dataloader())), device)
+    x_0, cond = module.unpack_batch(data.on_after_batch_transfer(first, 0))
+    batch = len(x_0)
+
+    def train() -> None:
+        pred = module.denoiser.predict(x_0, torch.randint(2, T + 1, (batch,)), torch.randn_like(x_0), **cond)
+        torch.autograd.backward(module.objective(module.denoiser, pred).mean())
+
+    def evaluate() -> None:
+        with evaluating(module.denoiser):
+            module.denoiser(x_0, T, **cond)
+
+    with trainer.precision_plugin.forward_context():
+        step = _seconds(train, at_most) if arm.checkpoint is None else 0.0
+        call = _seconds(evaluate, at_most)
+    module.to("cpu")
+    module.zero_grad()
+    epochs = trainer.max_epochs or 0
+    steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
+    metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
+    sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
+    return float(COMMANDS * STARTUP_SECONDS + steps * step + (images * T + sampled) * call / batch)
+
+
+def _seconds(action: Callable[[], None], at_most: float) -> float:
+    """Returns the median of up to three timings after a warm-up."""
+    times = []
+    for _ in range(4):
+        start = time.monotonic()
+        action()
+        times.append(time.monotonic() - start)
+        if sum(times) > at_most:
+            break
+    return statistics.median(times[1:] or times)
+
+
+def minutes(seconds: float) -> str:
+    """Formats a duration."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

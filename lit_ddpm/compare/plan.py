@@ -1,0 +1,87 @@
+"""The plan of a comparison: a file from which any process, on any machine, executes a run or collects the results."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+
+import lit_ddpm
+from lit_ddpm._internal.files import atomic_write, write_json
+from lit_ddpm.compare.arms import Arm
+from lit_ddpm.compare.runs import Run
+from lit_ddpm.training.run_directory import RunDirectory
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that the results of a comparison depend on."""
+    return {
+        "lit_ddpm": lit_ddpm.__version__,
+        "torch": str(torch.__version__),
+        "lightning": lightning.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arms and seeds of a comparison."""
+
+    directory: Path
+    command: str  # the command that repeats the comparison
+    arms: list[Arm]
+    num_seeds: int
+    audits: dict[str, str]  # the result of the audit by name of the arm, see `Audit`
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs by their number: all arms of the first seed, then all of the next."""
+        return [
+            Run(
+                arm,
+                seed,
+                RunDirectory(self.directory / arm.name / f"seed_{seed}"),
+                self.directory.name,
+                is_first_seed=seed == 0,
+            )
+            for seed in range(self.num_seeds)
+            for arm in self.arms
+        ]
+
+    def save(self) -> None:
+        """Writes ``comparison.json``, and ``commands.txt`` with a command for each run."""
+        arms = [
+            {"name": arm.name, "config": arm.config, "checkpoint": arm.checkpoint and str(arm.checkpoint)}
+            for arm in self.arms
+        ]
+        content = {"command": self.command, "num_seeds": self.num_seeds, "audits": self.audits, "arms": arms}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(self.directory / "comparison.json", {"versions": versions(), **content})
+        directory = shlex.quote(str(self.directory))
+        commands = [f"lit-ddpm compare --output_dir {directory} --run {k}\n" for k in range(len(self.runs))]
+        with atomic_write(self.directory / "commands.txt") as partial:
+            partial.write_text("".join(commands))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Plan":
+        """Reads the plan of a directory.
+
+        Raises:
+            ValueError: If it has none, or one of other versions.
+        """
+        path = directory / "comparison.json"
+        if not path.is_file():
+            raise ValueError(f"output_dir = {directory} has no comparison: write its plan with --prepare.")
+        content = json.loads(path.read_text())
+        prepared, here = content["versions"], versions()
+        if different := [f"{name} {prepared[name]}, not {here[name]}" for name in here if prepared[name] != here[name]]:
+            raise ValueError(
+                f"output_dir = {directory} was prepared with {', '.join(different)}: results of different versions are "
+                "not compared. Use those versions, or another directory."
+            )
+        arms = [
+            Arm(arm["name"], arm["config"], Path(arm["checkpoint"]) if arm["checkpoint"] else None)
+            for arm in content["arms"]
+        ]
+        return cls(directory, content["command"], arms, content["num_seeds"], content["audits"])

@@ -1,0 +1,45 @@
+"""The results of a comparison in a sentence for each arm."""
+
+import math
+
+from lit_ddpm.compare.comparison import Comparison, is_bound, is_larger_better, text_of
+from lit_ddpm.compare.measurement import Measurement
+
+
+def summary(comparison: Comparison) -> dict[str, str]:
+    """Returns a sentence for each arm: its rank in bits/dim and in each FID, and its distance to the best arm."""
+    columns = comparison.measurements()
+    names = [comparison.total, *(name for name in columns if name.startswith("fid"))]
+    sentences = {}
+    for arm in comparison.results:
+        parts = [_place(name, columns[name], arm, comparison) for name in names if arm in columns[name]]
+        sentences[arm] = "; ".join(parts) + "."
+    return sentences
+
+
+def _place(name: str, values: dict[str, Measurement], arm: str, comparison: Comparison) -> str:
+    """Returns the value of an arm and its paired difference to the best arm, or of the best one to the next."""
+    text = f"{name} {values[arm].mean:.4g}"
+    order = sorted(values, key=lambda other: values[other].mean, reverse=is_larger_better(name))
+    order = [other for other in order if not math.isnan(values[other].mean)]
+    if len(order) < 2 or arm not in order:
+        return text
+    if arm == order[0]:
+        significant = arm in comparison.leaders(name, values)
+        difference = values[order[1]] - values[arm]
+        won = "the best" if significant or math.isnan(difference.value.error) else "the lowest"
+        return f"{text}, {won}, {text_of(difference)} ahead of {order[1]}"
+    return f"{text}, {text_of(values[arm] - values[order[0]])} behind {order[0]}"
+
+
+def objective_sentences(comparison: Comparison) -> dict[str, str]:
+    """Returns for each arm whether its objective is a bound."""
+    sentences = {}
+    for arm, (_, factor) in comparison.factors().items():
+        if bool((factor.diff().abs() <= 1e-6 * factor[:-1]).all()):
+            sentences[arm] = "the bound itself, up to a constant factor"
+        elif is_bound(factor):
+            sentences[arm] = "a bound of images with noise added: its factor does not increase with log SNR"
+        else:
+            sentences[arm] = "not a bound: its factor increases with log SNR in places"
+    return sentences

@@ -1,0 +1,71 @@
+"""A comparison as a run of W&B, in the group of its runs."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from lit_ddpm.compare.comparison import Comparison, text_of
+from lit_ddpm.compare.figures import Captioned
+from lit_ddpm.compare.plan import Plan
+from lit_ddpm.compare.runs import wandb_loggers
+from lit_ddpm.compare.summary import summary
+
+
+def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captioned]) -> None:
+    """Logs tables, differences, figures and report to W&B if an arm logs there; its best checkpoint is an artifact.
+
+    The identifier of the run is that of the directory, so a repeated collection updates the same run.
+    """
+    loggers = [logger for arm in plan.arms for logger in wandb_loggers(arm.config)]
+    if not loggers:
+        return
+    import wandb
+
+    settings: dict[str, Any] = loggers[0]["init_args"]
+    identifier = hashlib.blake2b(str(plan.directory.resolve()).encode(), digest_size=6).hexdigest()
+    run = wandb.init(
+        project=settings.get("project") or "lightning_logs",
+        entity=settings.get("entity"),
+        group=plan.directory.name,
+        name=plan.directory.name,
+        job_type="comparison",
+        id=identifier,
+        resume="allow",
+        dir=str(plan.directory),
+        mode="offline" if settings.get("offline") else None,
+        config={"command": plan.command, "num_seeds": plan.num_seeds, "arms": [arm.name for arm in plan.arms]},
+    )
+    with run:
+        tables = {name: _table(plan.directory / f"{name}.csv") for name in ("table", "differences")}
+        matrix = comparison.differences()
+        rows = [[row, *(text_of(matrix[name].get(row), signed=True) for name in matrix)] for row in comparison.results]
+        tables["matrix"] = wandb.Table(columns=["row minus column", *matrix], data=rows)
+        images = {name: wandb.Image(picture, caption=caption) for name, (caption, picture) in figures.items()}
+        report = wandb.Html((plan.directory / "report.html").read_text(), inject=False)
+        run.log({f"comparison/{name}": value for name, value in {**tables, **images, "report": report}.items()})
+        run.summary.update({f"summary/{arm}": sentence for arm, sentence in summary(comparison).items()})
+        for each in plan.runs:
+            checkpoint = each.arm.checkpoint or each.files.best_or_last_checkpoint()
+            if each.is_first_seed and each.done and checkpoint is not None:
+                artifact = wandb.Artifact(f"{plan.directory.name}-{each.arm.name}", type="model")
+                artifact.add_file(str(checkpoint))
+                run.log_artifact(artifact)
+
+
+def _table(path: Path) -> Any:
+    """Returns a CSV file as a W&B table; numbers are floats, and empty cells are None."""
+    import wandb
+
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return wandb.Table(columns=list[str | int](header), data=[[_cell(cell) for cell in row] for row in rows])
+
+
+def _cell(text: str) -> float | str | None:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text

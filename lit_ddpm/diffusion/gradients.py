@@ -1,0 +1,157 @@
+"""Gradients by timestep: how large and how noisy the gradient of an objective is, and where it points.
+
+The objectives are weights on the x0-MSE, so at a timestep their gradients differ by a factor alone. One measurement of
+the gradient of the x0-MSE with respect to the weights of the network therefore describes all of them.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_ddpm._internal.files import atomic_write
+from lit_ddpm._internal.random import reseed
+from lit_ddpm.diffusion.denoiser import Denoiser
+from lit_ddpm.diffusion.objective import X0MSE
+
+NUM_TIMESTEPS = 16
+
+
+@dataclass(frozen=True)
+class GradientStatistics:
+    """The gradient of the x0-MSE with respect to the weights of a network at timesteps t_1 < ... < t_G.
+
+    Each t_i stands for the timesteps of a cell around it; the cells partition 2..T.
+    """
+
+    t: Tensor  # int64 [G]
+    edges: Tensor  # int64 [G + 1]: cell i has the timesteps edges[i] to edges[i + 1] - 1
+    inner: Tensor  # float64 [G, G]: inner products of the mean gradients, without the bias of their noise
+    variance: Tensor  # float64 [G]: the variance of the gradient of one image, summed over the weights
+
+    def second_moment_by_timestep(self) -> Tensor:
+        """Returns the mean square of the gradient of one image at t = 2..T, ``[T - 1]``."""
+        return (self.inner.diagonal().clamp(min=0) + self.variance).repeat_interleave(self.edges.diff())
+
+    def cells(self, weight: Tensor) -> Tensor:
+        """Returns the sum of an objective's weight ``[T - 1]``, for t = 2..T, over each cell, divided by T - 1."""
+        total = torch.cat([torch.zeros(1, dtype=torch.float64), weight.cumsum(0)])
+        return (total[self.edges[1:] - 2] - total[self.edges[:-1] - 2]) / len(weight)
+
+    def cosine(self, weight: Tensor, other: Tensor) -> float:
+        """Returns the cosine of the mean gradients of two objectives, by their weights ``[T - 1]``.
+
+        It is NaN where the estimate of a squared norm is not positive, since the gradient is less than its noise.
+        """
+        a, b = self.cells(weight), self.cells(other)
+        return float(a @ self.inner @ b / ((a @ self.inner @ a).sqrt() * (b @ self.inner @ b).sqrt()))
+
+    def cosine_by_timestep(self, weight: Tensor) -> Tensor:
+        """Returns the cosine of an objective's mean gradient with that of the x0-MSE at each t, ``[G]``; or NaN."""
+        cells = self.cells(weight)
+        return self.inner @ cells / (self.inner.diagonal().sqrt() * (cells @ self.inner @ cells).sqrt())
+
+    def optimal_density(self, weight: Tensor) -> Tensor:
+        """Returns the probability of each t = 2..T for which the gradient of an objective has the least variance.
+
+        It is proportional to the root mean square of the gradient of one image.
+        """
+        rms = weight * self.second_moment_by_timestep().sqrt()
+        return rms / rms.sum()
+
+    def saving(self, weight: Tensor) -> float:
+        """Returns how many times more images uniform t needs than the optimal density, for the same variance."""
+        rms = weight * self.second_moment_by_timestep().sqrt()
+        signal = self.square_of_mean(weight)
+        return float(((rms**2).mean() - signal) / (rms.mean() ** 2 - signal))
+
+    def noise(self, weight: Tensor) -> float:
+        """Returns the standard deviation of an objective's gradient for one image at a uniform t."""
+        square = (weight**2 * self.second_moment_by_timestep()).mean()
+        return math.sqrt(float(square) - self.square_of_mean(weight))
+
+    def square_of_mean(self, weight: Tensor) -> float:
+        """Returns the squared norm of an objective's mean gradient; 0 where its estimate is negative."""
+        cells = self.cells(weight)
+        return max(float(cells @ self.inner @ cells), 0.0)
+
+    def save(self, path: Path) -> None:
+        """Writes the statistics as ``.npz``."""
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            np.savez(file, **{name: value.numpy() for name, value in vars(self).items()})
+
+    @classmethod
+    def load(cls, path: Path) -> "GradientStatistics":
+        """Reads a file of `save`."""
+        with np.load(path) as file:
+            return cls(**{name: torch.from_numpy(value) for name, value in file.items()})
+
+
+def timestep_cells(num_steps: int, count: int = NUM_TIMESTEPS) -> tuple[Tensor, Tensor]:
+    """Returns ``(t [G], edges [G + 1])``: at most `count` timesteps in 2..T, and the cells around them.
+
+    Half are evenly spaced and half geometrically, since the weights of some schedules change most at small t.
+    """
+    even = torch.linspace(2, num_steps, count - count // 2 + 1, dtype=torch.float64)[1:]
+    geometric = torch.logspace(1, math.log2(num_steps), count // 2 + 1, base=2, dtype=torch.float64)[:-1]
+    t = torch.unique_consecutive(torch.cat([even, geometric]).round().long().sort().values)
+    middle = (t[1:].double() * t[:-1]).sqrt().ceil().long().clamp(min=3)
+    return t, torch.cat([torch.tensor([2]), middle, torch.tensor([num_steps + 1])])
+
+
+def gradient_statistics(
+    denoiser: Denoiser,
+    batches: Iterable[tuple[Tensor, dict[str, Any]]],
+    num_timesteps: int = NUM_TIMESTEPS,
+    seed: int = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> GradientStatistics:
+    """Measures the gradient of the x0-MSE in training mode, with a backward pass for each batch and timestep.
+
+    Half of the batches estimate each factor of an inner product, so the noise does not bias it.
+
+    Args:
+        denoiser: The model.
+        batches: At least two batches of images ``[B, ...]`` of one size, with keyword arguments of the network.
+        num_timesteps: The number of timesteps; small T have fewer.
+        seed: The seed of the noise and of dropout.
+        progress: Called after each backward pass.
+
+    Raises:
+        ValueError: If there are fewer than two batches.
+    """
+    weights = [p for p in denoiser.parameters() if p.requires_grad]
+    t, edges = timestep_cells(denoiser.schedule.num_steps, num_timesteps)
+    device = weights[0].device
+    sums = torch.zeros(2, len(t), sum(w.numel() for w in weights), device=device)
+    squares = torch.zeros(len(t), dtype=torch.float64)
+    counts, batch_size, training = [0, 0], 0, denoiser.training
+    denoiser.train()
+    for number, (x_0, cond) in enumerate(batches):
+        half, batch_size = number % 2, len(x_0)
+        counts[half] += 1
+        for i, step in enumerate(t.tolist()):
+            reseed(device, "gradients", seed, number, step)
+            pred = denoiser.predict(x_0, torch.full((batch_size,), step), torch.randn_like(x_0), **cond)
+            loss = X0MSE()(denoiser, pred).mean()
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            parts = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+            gradient = torch.cat([part.flatten().float() for part in parts])
+            sums[half, i] += gradient
+            squares[i] += float(gradient.square().sum())
+            progress()
+    denoiser.train(training)
+    total = sum(counts)
+    if total < 2:
+        raise ValueError(f"gradients need at least two batches of images, not {total}: set a smaller batch_size.")
+    products = (sums[0] @ sums[1].T).double().cpu()
+    norms = torch.linalg.vecdot(sums, sums).double().cpu().sum(0)
+    inner = products / (counts[0] * counts[1])
+    mean_square = (norms + 2 * products.diagonal()) / total**2
+    variance = (squares - total * mean_square) / (total - 1) * batch_size
+    return GradientStatistics(t, edges, (inner + inner.T) / 2, variance.clamp(min=0))
