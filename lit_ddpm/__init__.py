@@ -9,6 +9,7 @@ from lit_ddpm.diffusion.condition import Condition, LowResolution
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
+from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics
 from lit_ddpm.diffusion.guidance import GuidedDenoiser
 from lit_ddpm.diffusion.likelihood import Likelihood, exact_likelihood
 from lit_ddpm.diffusion.objective import (
@@ -88,6 +89,7 @@ __all__ = [
     "FlowMatchingWeighting",
     "Gaussian",
     "GaussianDecoder",
+    "GradientStatistics",
     "GuidedDenoiser",
     "HybridObjective",
     "ImportanceTimesteps",
@@ -124,6 +126,7 @@ __all__ = [
     "bits_per_dim",
     "exact_likelihood",
     "gaussian_kl",
+    "gradient_statistics",
     "kl_weight",
     "num_training_steps",
     "q_marginal",

@@ -48,7 +48,9 @@ def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captio
         for each in plan.runs:
             checkpoint = each.arm.checkpoint or each.files.best_or_last_checkpoint()
             if each.is_first_seed and each.done and checkpoint is not None:
-                artifact = wandb.Artifact(f"{plan.directory.name}-{each.arm.name}", type="model")
+                artifact = wandb.Artifact(
+                    f"{plan.directory.name}-{each.arm.name}", "model", metadata={"original_filename": checkpoint.name}
+                )
                 artifact.add_file(str(checkpoint))
                 run.log_artifact(artifact)
 

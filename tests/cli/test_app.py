@@ -11,7 +11,7 @@ import yaml
 from helpers import FIT_DIGITS, copy_run, error_of, kill_when, read_csv
 from PIL import Image
 
-from lit_ddpm import DDPM
+from lit_ddpm import DDPM, GradientStatistics
 from lit_ddpm.__main__ import main
 from lit_ddpm.cli.arguments import with_run_config
 
@@ -145,3 +145,24 @@ def test_a_killed_predict_resumes(run):
     main([*predict, "killed"])
     whole, killed = (np.load(Path(name) / "samples.npz") for name in ("whole", "killed"))
     assert np.array_equal(whole["arr_0"], killed["arr_0"])
+
+
+def test_gradients_of_a_checkpoint_are_measured(run, monkeypatch, tmp_path, capsys):
+    here = copy_run(run, monkeypatch, tmp_path)
+    before = (here / "metrics.csv").read_bytes()
+    command = ["gradients", "--ckpt_path", str(here / "checkpoints" / "best.ckpt"), "--num_batches=3"]
+    main(command)
+    out = capsys.readouterr().out
+    found = GradientStatistics.load(here / "gradients.npz")
+    table = out[out.index("          t") :].splitlines()
+    assert [int(line.split()[0]) for line in table[1 : len(found.t) + 1]] == found.t.tolist()
+    assert "uniform t needs " in out
+    model = DDPM.load_from_checkpoint(here / "checkpoints" / "best.ckpt")
+    assert f"{float(model.denoiser.schedule.log_snr(2)):.4g}" in table[1]
+    assert (here / "metrics.csv").read_bytes() == before
+    main([*command, "--model.schedule.num_steps=32"])  # a network of log SNR on other steps
+    assert GradientStatistics.load(here / "gradients.npz").t[-1] == 32
+    assert "num_batches = 1 must be at least 2" in error_of(capsys, [*command[:-1], "--num_batches=1"])
+    message = error_of(capsys, [*command, "--data.batch_size=1257"])
+    assert "at least two batches of images, not 1: set a smaller batch_size" in message
+    assert "ckpt_path = none.ckpt does not exist" in error_of(capsys, ["gradients", "--ckpt_path", "none.ckpt"])

@@ -63,7 +63,8 @@ def test_the_version(capsys):
         (["compare", "--config", "digts", "--objectives", "kl"], "config = digts is neither a file"),
         (
             ["train"],
-            "'train' is not a command: it must be fit, validate, test, predict, compare, import, export or configs.",
+            "'train' is not a command: it must be fit, validate, test, predict, gradients, compare, import, export or "
+            "configs.",
         ),
         (
             ["fit", "--model.objective=KL"],

@@ -23,22 +23,23 @@ from helpers import (
     error_of,
     kill_when,
     read_csv,
+    read_wandb_artifacts,
+    read_wandb_run,
     text_of,
 )
+from PIL import Image
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import collect, compare, prepare
-from lit_ddpm.compare.jobs import job_environment
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.diffusion.image_ledger import load_images
-from lit_ddpm.diffusion.ledger import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 TABLES = ("table.csv", "differences.csv")
 KL_AND_X0_MSE = ["--config", DIGITS_CONFIG, "--objectives", ",".join(COMPARED_OBJECTIVES), *SMALL_COMPARISON]
 
 
-def rows(directory):
+def table_of(directory):
     return {row["trained_with"]: row for row in read_csv(directory / "table.csv")}
 
 
@@ -86,7 +87,7 @@ def test_arms_share_weights_data_timesteps_and_noise(finished):
 
 
 def test_the_table_holds_the_results_of_the_runs(finished):
-    table = rows(finished)
+    table = table_of(finished)
     assert list(table) == COMPARED_OBJECTIVES
     for arm in COMPARED_OBJECTIVES:
         ledger = json.loads((finished / arm / "seed_0" / "ledger.json").read_text())
@@ -135,7 +136,7 @@ def test_a_resumed_comparison_repeats_no_work(finished, copied, jobs, tmp_path, 
     copied.failing.add(("x0_mse", "gradients"))
     found = compare_digits(tmp_path / "runs", jobs=jobs)
     assert found.missing == {"x0_mse, seed 0": tmp_path / "runs" / "x0_mse" / "seed_0" / "log.txt"}
-    assert list(rows(tmp_path / "runs")) == ["kl"]
+    assert list(table_of(tmp_path / "runs")) == ["kl"]
     assert "[2/2] x0_mse, seed 0 failed: out of memory" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is not empty: resume the comparison there with --resume"):
         compare_digits(tmp_path / "runs")
@@ -144,7 +145,7 @@ def test_a_resumed_comparison_repeats_no_work(finished, copied, jobs, tmp_path, 
     found = compare_digits(tmp_path / "runs", resume=True)
     assert copied.executed == [("x0_mse, seed 0", "gradients"), ("x0_mse, seed 0", "test")]
     assert_same_tables(tmp_path / "runs", finished)
-    assert found.measurements()["bits/dim"]["kl"].mean == float(rows(finished)["kl"]["bits/dim"])
+    assert found.measurements()["bits/dim"]["kl"].mean == float(table_of(finished)["kl"]["bits/dim"])
     with pytest.raises(ValueError, match="seed_0 contains a run of another configuration"):
         compare(
             [DIGITS_CONFIG],
@@ -177,11 +178,11 @@ def test_prepared_runs_are_executed_and_collected(finished, copied, capsys):
     assert [name for name, _ in copied.executed] == ["kl, seed 0"] * 4 + ["kl, seed 1"] * 2
     main(["compare", "--output_dir", "runs", "--collect"])
     assert "2 runs are not complete: x0_mse, seed 0; x0_mse, seed 1." in capsys.readouterr().out
-    assert list(rows(Path("runs"))) == ["kl"]
+    assert list(table_of(Path("runs"))) == ["kl"]
     for k in (1, 3):
         main(["compare", "--output_dir", "runs", "--run", str(k)])
     assert collect("runs").num_seeds == 2
-    found, expected = rows(Path("runs")), rows(finished)  # both seeds are copies of one
+    found, expected = table_of(Path("runs")), table_of(finished)  # both seeds are copies of one
     assert {arm: row["bits/dim"] for arm, row in found.items()} == {a: r["bits/dim"] for a, r in expected.items()}
 
 
@@ -206,20 +207,7 @@ def test_two_processes_that_meet_do_no_work_twice(copied, tmp_path, capsys):
     other.join(60)
     assert not other.is_alive()
     assert [command for _, command in copied.executed] == ["fit", "predict", "gradients", "test"]
-    assert list(rows(tmp_path / "runs")) == ["kl"]
-
-
-def test_jobs_share_the_devices(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert "OMP_NUM_THREADS" not in job_environment(0, 1)
-    assert job_environment(1, 4)["OMP_NUM_THREADS"] == "2"
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [job_environment(job, 3)["CUDA_VISIBLE_DEVICES"] for job in range(3)] == ["0", "1", "0"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
-    assert [job_environment(job, 2)["CUDA_VISIBLE_DEVICES"] for job in range(2)] == ["5", "GPU-7"]
+    assert list(table_of(tmp_path / "runs")) == ["kl"]
 
 
 @pytest.mark.parametrize(
@@ -250,12 +238,6 @@ def test_mixed_versions_are_refused(finished, copied, tmp_path, capsys):
     assert not copied.executed
 
 
-def test_a_report_can_be_read_again(finished):
-    report = Report.load(finished / "kl" / "seed_0" / "ledger.json")
-    report.save(finished / "again.json")
-    assert Report.load(finished / "again.json") == report
-
-
 def test_a_killed_comparison_ends_on_other_engines_with_the_same_tables(finished, monkeypatch):
     """Two jobs here are killed; a SLURM array and xargs do the rest."""
     run = RunDirectory(Path("runs/compare/kl/seed_0"))
@@ -277,3 +259,27 @@ def test_a_killed_comparison_ends_on_other_engines_with_the_same_tables(finished
     assert_same_tables(Path("runs/compare"), finished)
     steps = [int(row["step"]) for row in read_csv(run.metrics) if row["train/loss"]]
     assert steps == sorted(set(steps))
+
+
+def test_the_comparison_is_a_wandb_run_of_its_group(copied, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "night"}}
+    settings = [*SMALL_COMPARISON, f"--trainer.logger={json.dumps(logger)}"]
+    directory = tmp_path / "nightly"
+    compare([DIGITS_CONFIG], COMPARED_OBJECTIVES, output_dir=directory, overrides=settings)
+    rows, config, _ = read_wandb_run(directory)
+    assert config["arms"] == COMPARED_OBJECTIVES
+    (row,) = rows
+    files = next(directory.glob("wandb/offline-run-*")) / "files"
+    header, *_ = (finished / "table.csv").read_text().splitlines()
+    table = json.loads((files / row["comparison/table/path"]).read_text())
+    assert table["columns"] == header.split(",")
+    assert [cells[0] for cells in table["data"]] == COMPARED_OBJECTIVES
+    assert table["data"][0][2] == float(table_of(finished)["kl"]["bits/dim"])
+    matrix = json.loads((files / row["comparison/matrix/path"]).read_text())
+    assert matrix["columns"] == ["row minus column", *COMPARED_OBJECTIVES]
+    assert matrix["data"][1][1].startswith(("+", "-"))
+    for figure in ("factors", "profile", "rate_distortion", "gradients"):
+        assert Image.open(files / row[f"comparison/{figure}/path"]).width >= 600
+    assert (files / row["comparison/report/path"]).read_text() == (directory / "report.html").read_text()
+    assert [name for name, _ in read_wandb_artifacts(directory)] == ["best.ckpt", "best.ckpt"]

@@ -1,9 +1,10 @@
 import json
+import os
 
 from helpers import DIGITS_CONFIG, SMALL_COMPARISON
 
 from lit_ddpm.compare import arms as arms_module
-from lit_ddpm.compare.jobs import expected_seconds
+from lit_ddpm.compare.jobs import expected_seconds, job_environment
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -19,3 +20,16 @@ def test_wandb_runs_of_a_comparison_form_a_group(tmp_path):
     assert run.config()["seed_everything"] == 2
     assert arms[0].config["trainer"]["logger"]["init_args"].get("group") is None
     assert 12 < expected_seconds(arms[0]) < 600
+
+
+def test_jobs_share_the_devices(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert "OMP_NUM_THREADS" not in job_environment(0, 1)
+    assert job_environment(1, 4)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [job_environment(job, 3)["CUDA_VISIBLE_DEVICES"] for job in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert [job_environment(job, 2)["CUDA_VISIBLE_DEVICES"] for job in range(2)] == ["5", "GPU-7"]
