@@ -90,7 +90,7 @@ class Trainer(lightning.Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
-        num_batches: int = 8,
+        num_batches: int = 16,
     ) -> GradientStatistics:
         """Measures by timestep how large and how noisy the gradient of the objective is, and prints and writes it.
 

@@ -10,7 +10,8 @@ def gradient_rows(comparison: Comparison) -> list[list[str]]:
     """Returns a header, and a row for each arm with measured gradients.
 
     A row has the signal, the noise of one image, the saving of the optimal density, and the cosines with the gradients
-    of all objectives, for the gradient of the arm's own objective at its final weights.
+    of all objectives, for the gradient of the arm's own objective at its final weights. Where the noise exceeds the
+    gradient there is no cosine.
     """
     weights = {arm.name: weight_on_x0_mse(arm.module.objective, arm.module.denoiser) for arm in comparison.arms}
     rows = [["trained with", "signal", "noise", "saving", *(arm.name for arm in comparison.arms)]]
@@ -21,9 +22,9 @@ def gradient_rows(comparison: Comparison) -> list[list[str]]:
         weight = weights[arm.name]
         signal = math.sqrt(found.square_of_mean(weight))
         cosines = [
-            f"{found.cosine(weight, weights[other.name]):.2f}" if same_schedule(arm, other) else "—"
+            found.cosine(weight, weights[other.name]) if same_schedule(arm, other) else math.nan
             for other in comparison.arms
         ]
         numbers = f"{signal:.2g}", f"{found.noise(weight):.2g}", f"{found.saving(weight):.2f}"
-        rows.append([arm.name, *numbers, *cosines])
+        rows.append([arm.name, *numbers, *("—" if math.isnan(cosine) else f"{cosine:.2f}" for cosine in cosines)])
     return rows

@@ -125,7 +125,7 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
     note = (
         "Of the gradient of each arm's objective at its final weights. Saving: how many times more images uniform "
         "timesteps need than the optimal density, for the same noise. The other columns are cosines with the gradients "
-        "of the other objectives, at the weights of the row."
+        "of the other objectives, at the weights of the row; — where the noise hides the direction."
     )
     return ["<h2>Gradients</h2>", _figure(picture, caption), table, f"<p>{note}</p>"]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.files import atomic_write
+from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm._internal.random import reseed
 from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.objective import X0MSE
@@ -35,8 +36,10 @@ class GradientStatistics:
     variance: Tensor  # float64 [G]: the variance of the gradient of one image, summed over the weights
 
     def second_moment_by_timestep(self) -> Tensor:
-        """Returns the mean square of the gradient of one image at t = 2..T, ``[T - 1]``."""
-        return (self.inner.diagonal().clamp(min=0) + self.variance).repeat_interleave(self.edges.diff())
+        """Returns the mean square of the gradient of one image at t = 2..T, ``[T - 1]``; its log is interpolated."""
+        measured = self.inner.diagonal().clamp(min=0) + self.variance
+        t = torch.arange(2, int(self.edges[-1]), dtype=torch.float64)
+        return interpolate(t.log(), self.t.double().log(), measured.clamp(min=1e-300).log()).exp()
 
     def cells(self, weight: Tensor) -> Tensor:
         """Returns the sum of an objective's weight ``[T - 1]``, for t = 2..T, over each cell, divided by T - 1."""
@@ -65,15 +68,19 @@ class GradientStatistics:
         return rms / rms.sum()
 
     def saving(self, weight: Tensor) -> float:
-        """Returns how many times more images uniform t needs than the optimal density, for the same variance."""
+        """Returns how many times more images uniform t needs than the optimal density, for the same variance.
+
+        It is infinite if the optimal density has no variance.
+        """
         rms = weight * self.second_moment_by_timestep().sqrt()
         signal = self.square_of_mean(weight)
-        return float(((rms**2).mean() - signal) / (rms.mean() ** 2 - signal))
+        optimal = float(rms.mean() ** 2) - signal
+        return (float((rms**2).mean()) - signal) / optimal if optimal > 0 else math.inf
 
     def noise(self, weight: Tensor) -> float:
         """Returns the standard deviation of an objective's gradient for one image at a uniform t."""
         square = (weight**2 * self.second_moment_by_timestep()).mean()
-        return math.sqrt(float(square) - self.square_of_mean(weight))
+        return math.sqrt(max(float(square) - self.square_of_mean(weight), 0.0))
 
     def square_of_mean(self, weight: Tensor) -> float:
         """Returns the squared norm of an objective's mean gradient; 0 where its estimate is negative."""

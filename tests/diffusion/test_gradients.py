@@ -1,5 +1,7 @@
 """Gradient statistics against closed forms."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +64,10 @@ def test_the_mean_gradient_of_an_objective_is_a_weighted_sum():
     t, edges = timestep_cells(9, 2)
     assert (t.tolist(), edges.tolist()) == ([2, 9], [2, 5, 10])
     found = GradientStatistics(t, edges, torch.diag(torch.tensor([4.0, 1.0]).double()), torch.ones(2).double())
+    moment = found.second_moment_by_timestep()
+    torch.testing.assert_close(
+        moment[[0, 2, 7]], torch.tensor([5, 5 * 0.4 ** (math.log(2) / math.log(4.5)), 2]).double()
+    )
     weight = torch.tensor([1.0] * 3 + [2.0] * 5).double()
     torch.testing.assert_close(found.cells(weight), torch.tensor([3 / 8, 10 / 8]).double())
     torch.testing.assert_close(
