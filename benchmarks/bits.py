@@ -16,7 +16,7 @@ from benchmarks.common.report import table
 from lit_ddpm.__main__ import main as lit_ddpm
 from lit_ddpm.callbacks import plots
 from lit_ddpm.cli.configs import find_config
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 CHANGES = {

@@ -1,5 +1,7 @@
 """Coverage of the estimated bound's error bars: repeated estimates against the exact bound, on a model of the digits.
 
+Then the same for tests to a precision, ``test --target_se``, each with other images and other noise.
+
 Each repetition has other noise; the images are those of the test split. Prints how often the estimate lies within two
 standard errors over noise of the exact bound, and the size of that error: with timesteps drawn uniformly, and with
 importance sampling by the second moments that the exact bound of the validation split gives, as a fit does.
@@ -10,16 +12,21 @@ import statistics
 from argparse import Namespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_ddpm import DDPM, variational_bound
 from lit_ddpm.data import DigitsDataModule, to_float
-from lit_ddpm.diffusion.ledger import Entry, Ledger
+from lit_ddpm.diffusion.ledger import Ledger
+from lit_ddpm.diffusion.report import Entry, Report
+from lit_ddpm.training.precision import PILOT_CALLS, PILOT_IMAGES, Spread, random_order
 
 OPTIONS = {
     "checkpoint": {"help": "a model of the digits"},
     "--share": {"type": float, "default": 0.05, "help": "share of the exact bound's network calls"},
     "--repetitions": {"type": int, "default": 100},
+    "--target_se": {"type": float, "default": 0.02},
+    "--tests": {"type": int, "default": 20, "help": "tests to that precision"},
 }
 
 
@@ -34,14 +41,16 @@ def main(args: Namespace) -> dict[str, Any]:
     assert decoder is not None
     assert decoder.levels == DigitsDataModule.levels
 
-    def diffusion(num_calls: int, seed: int, second_moment: Tensor | None = None) -> Entry:
-        ledger = Ledger(num_steps, num_calls)
-        ledger.update(
-            variational_bound(module.denoiser, test, decoder, num_calls, seed=seed, second_moment=second_moment)
-        )
-        return ledger.report().terms["diffusion"]
+    def measured(num_calls: int, seed: int, second_moment: Tensor | None = None, index: Tensor | None = None) -> Report:
+        ledger, index = Ledger(num_steps, num_calls), torch.arange(len(test)) if index is None else index
+        ledger.update(variational_bound(module.denoiser, test[index], decoder, num_calls, seed, index, second_moment))
+        return ledger.report()
 
-    exact = diffusion(num_steps, seed=0)
+    def diffusion(num_calls: int, seed: int, second_moment: Tensor | None = None) -> Entry:
+        return measured(num_calls, seed, second_moment).terms["diffusion"]
+
+    exact_report = measured(num_steps, seed=0)
+    exact = exact_report.terms["diffusion"]
     figures: dict[str, Any] = {"exact": exact.value}
     print(f"exact: {exact.value:.4f} ± {exact.se_noise:.4f} bits/dim from {num_steps} network calls per image")
     importance = variational_bound(module.denoiser, validation, decoder).second_moment
@@ -55,4 +64,23 @@ def main(args: Namespace) -> dict[str, Any]:
         print(f"  estimated standard error over noise: {statistics.median(figures[name]['se_noise']):.4f}")
         print(f"  standard deviation of the repetitions: {statistics.stdev(values):.4f}")
         print(f"  within two standard errors of the exact bound: {within} of {args.repetitions}", flush=True)
+
+    total, within, costs, errors = exact_report.terms["total"].value, 0, [], []
+    for seed in range(1, args.tests + 1):
+        order = random_order(len(test), seed)
+        pilot = measured(PILOT_CALLS, seed, importance, order[:PILOT_IMAGES])
+        size = Spread.of_pilot(pilot).smallest(args.target_se, len(test), num_steps)
+        report = measured(size.num_timesteps or num_steps, seed, importance, order[: size.num_images])
+        calls = pilot.num_images * pilot.num_calls + report.num_images * report.num_calls
+        costs.append(len(test) * num_steps / calls)
+        errors.append(report.terms["total"].se_images)
+        within += abs(report.terms["total"].value - total) <= 2 * errors[-1]
+    figures["tests"] = {"within": within, "saving": costs, "errors": errors}
+    print(f"tests to a standard error of {args.target_se:g}, {args.tests} seeds:")
+    print(f"  network calls: 1/{statistics.median(costs):.0f} of the exact test (median, with the pilot)")
+    print(
+        f"  standard error: {statistics.median(errors):.4f} (median), at most the target in "
+        f"{sum(error <= args.target_se for error in errors)} of {args.tests}"
+    )
+    print(f"  within two standard errors of the exact test: {within} of {args.tests}", flush=True)
     return figures

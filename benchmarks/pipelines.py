@@ -22,7 +22,7 @@ from lit_ddpm import AncestralSampler, Denoiser, DiscretizedGaussian, variationa
 from lit_ddpm.__main__ import main as lit_ddpm
 from lit_ddpm._internal.files import read_json_lines
 from lit_ddpm.data import DigitsDataModule, to_float, to_uint8
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 from lit_ddpm.pipelines import load_pipeline
 from lit_ddpm.training.run_directory import RunDirectory
 

@@ -24,7 +24,8 @@ from benchmarks.libraries import LIBRARIES, library
 from benchmarks.libraries.base import Library
 from lit_ddpm import Denoiser, DiscretizedGaussian, variational_bound
 from lit_ddpm.data import to_float, to_uint8
-from lit_ddpm.diffusion.ledger import Ledger, Report
+from lit_ddpm.diffusion.ledger import Ledger
+from lit_ddpm.diffusion.report import Report
 
 OPTIONS = {
     "--root": {"required": True, "help": "the folder with the files of MNIST's test split"},

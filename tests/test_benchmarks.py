@@ -17,7 +17,7 @@ from benchmarks.__main__ import FILES
 from benchmarks.common import report
 from benchmarks.kernels import Convolutions, kind_of
 from lit_ddpm import UNet
-from lit_ddpm.diffusion.ledger import Entry, Report
+from lit_ddpm.diffusion.report import Entry, Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 

@@ -33,7 +33,7 @@ from benchmarks.__main__ import FILES
 from benchmarks.examples import examples
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import command as compare_command
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 
 README = text_of(ROOT / "README.md")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

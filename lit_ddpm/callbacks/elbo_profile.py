@@ -17,9 +17,9 @@ from lit_ddpm.diffusion.bound import bits_per_dim
 from lit_ddpm.diffusion.gaussian import to_float64
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.diffusion.weighting import kl_weight
-from lit_ddpm.training.evaluation import Split
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
+from lit_ddpm.training.split_bound import Split
 
 
 class ELBOProfile(DDPMCallback):

@@ -12,8 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm.training.distributed import SHARDED
-from lit_ddpm.training.evaluation import SplitBound
 from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.split_bound import SplitBound
 
 
 class EMA(WeightAveraging):
@@ -106,7 +106,7 @@ class EMA(WeightAveraging):
         # Lightning would swap here; the average is in place since on_validation_start.
         if self.raw_bound and isinstance(pl_module, DDPM):
             assert pl_module.decoder is not None
-            self._raw = pl_module.evaluator.new_bound(trainer, pl_module.denoiser, pl_module.decoder, "val")
+            self._raw = pl_module.evaluator.new_bound(trainer, pl_module, "val")
 
     @override
     def on_validation_batch_end(

@@ -13,6 +13,7 @@ from lit_ddpm.diffusion.gradients import GradientStatistics
 from lit_ddpm.training.checkpoint import load_checkpoint
 from lit_ddpm.training.gradients import gradient_table, measure_gradients
 from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.precision import EvaluationSize
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import SampleChunk, chunk_loader
 
@@ -30,8 +31,11 @@ class Trainer(lightning.Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
         exact: bool = False,
+        num_timesteps: int | None = None,
+        num_images: int | None = None,
+        target_se: float | None = None,
     ) -> Any:
-        """Measures the exact variational bound on the test split, and prints and writes the ledger.
+        """Measures the variational bound on the test split, exactly or to a precision; prints and writes the ledger.
 
         Args:
             model: The model.
@@ -41,10 +45,14 @@ class Trainer(lightning.Trainer):
             datamodule: The data.
             weights_only: Load the checkpoint without pickled objects.
             exact: Measure the likelihood under the probability-flow ODE next to the bound.
+            num_timesteps: Estimate the bound of each image from so many timesteps; all T if None.
+            num_images: Measure so many random images of the test split; all if None.
+            target_se: Choose both for a standard error of the total, with the fewest network calls.
         """
         module = self.lightning_module if model is None else model
         if isinstance(module, DDPM):
             module.evaluator.exact = exact
+            module.evaluator.size = EvaluationSize(num_images, num_timesteps, target_se)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @override

@@ -20,7 +20,7 @@ from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_js
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.diffusion.gradients import GradientStatistics
 from lit_ddpm.diffusion.image_ledger import Column, load_images
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 try:

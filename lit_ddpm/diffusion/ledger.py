@@ -1,145 +1,15 @@
-"""The ledger: the bound of a dataset, term by term, with standard errors and a baseline."""
+"""The ledger: sums of the bound over the images of a dataset."""
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lit_ddpm._internal.files import number_of, write_json
 from lit_ddpm.diffusion.bound import DECODER_SCALES, Bound, noise_variance
+from lit_ddpm.diffusion.report import LIKELIHOOD, TERMS, Entry, Report
 from lit_ddpm.diffusion.variance import smooth_x0_mse
-
-TERMS = ("prior", "diffusion", "reconstruction", "total")
-
-LIKELIHOOD = ("flow", "dequantization", "flow_reconstruction", "likelihood", "gap", "solver_error")
-"""The columns of an exact likelihood: its terms, their total, the bound minus it, and what half the steps change."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A term of the ledger, per dimension, in the unit of the report."""
-
-    value: float  # the mean over the images
-    se_images: float  # the standard error over the choice of images; it includes the noise of each estimate
-    # The standard error over the noise with the images fixed. The reconstruction has one draw for each image, which
-    # cannot separate the two, so `se_images` is the upper limit.
-    se_noise: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """The bound of a dataset."""
-
-    unit: str  # "bits/dim", or "nats/dim" for real-valued data
-    terms: dict[str, Entry]  # prior, diffusion, reconstruction and total
-    baseline: Entry | None  # the code length of the same images under an independent histogram for each pixel
-    num_images: int
-    num_calls: int  # network calls for each image
-    profile: list[float]  # each KL term for t = 2..T; they sum to the diffusion term
-    visits: list[int]  # network calls at each t = 1..T
-    kl: list[float | None]  # the mean of each KL term over those calls, t = 2..T; None without a call
-    x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
-    given: tuple[str, ...] = ()  # the conditions of the model, such as "label": the bound is that of p(x_0 | given)
-    # What the network's x0-MSE at each t implies for the total; None for an estimate.
-    best_variance: float | None = None  # with the best variance at every t
-    infinite_steps: tuple[float, float] | None = None  # with ever finer steps: lower and upper limit
-    likelihood: dict[str, Entry] | None = None  # the columns LIKELIHOOD, if the exact likelihood was measured
-
-    @property
-    def limit(self) -> float | None:
-        """The estimate of the total with ever finer steps; None for an estimate of the bound."""
-        return None if self.infinite_steps is None else sum(self.infinite_steps) / 2
-
-    def key(self, split: str) -> str:
-        """Returns the key of the total in the logs."""
-        return f"{split}/bpd" if self.unit == "bits/dim" else f"{split}/nats_per_dim"
-
-    def metrics(self, split: str) -> dict[str, float]:
-        """Returns the terms and their standard errors by the keys of the logs."""
-        total_key = self.key(split)
-        values: dict[str, float] = {}
-        for term, entry in self.terms.items():
-            key = total_key if term == "total" else f"{total_key}_{term}"
-            values |= {key: entry.value, f"{key}_se_images": entry.se_images}
-            if term != "prior":  # it is exact
-                values[f"{key}_se_noise"] = entry.se_noise
-        if self.best_variance is not None:
-            values[f"{total_key}_best_variance"] = self.best_variance
-        if self.limit is not None:
-            values[f"{total_key}_infinite_steps"] = self.limit
-        if self.likelihood is not None:
-            for name in ("likelihood", "gap"):
-                entry = self.likelihood[name]
-                values |= {f"{total_key}_{name}": entry.value, f"{total_key}_{name}_se_images": entry.se_images}
-        if self.baseline is not None:
-            values[f"{total_key}_histogram"] = self.baseline.value
-        return values
-
-    def save(self, path: Path) -> None:
-        """Writes the report as JSON."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "Report":
-        """Reads a file of `save`."""
-        content = json.loads(path.read_text())
-        content["terms"] = {name: _entry(entry) for name, entry in content["terms"].items()}
-        content["baseline"] = _entry(content["baseline"]) if content["baseline"] is not None else None
-        content["profile"] = [number_of(value) for value in content["profile"]]
-        content["given"] = tuple(content.get("given", ()))
-        if content.get("infinite_steps") is not None:
-            content["infinite_steps"] = tuple(content["infinite_steps"])
-        if content.get("likelihood") is not None:
-            content["likelihood"] = {name: _entry(entry) for name, entry in content["likelihood"].items()}
-        return cls(**content)
-
-    def table(self) -> str:
-        """Returns the report as a table for a terminal."""
-        rows = [(name, self.terms[name]) for name in TERMS]
-        lines = [f"{'term':<24}{self.unit:>10}{'± images':>11}{'± noise':>11}"]
-        lines += [f"{name:<24}{e.value:>10.4f}{e.se_images:>11.4f}{_se(e.se_noise):>11}" for name, e in rows]
-        lines.insert(-1, "-" * len(lines[0]))
-        if self.best_variance is not None:
-            lines.append(f"{'with the best variance':<24}{self.best_variance:>10.4f}")
-        if self.infinite_steps is not None:
-            low, high = self.infinite_steps
-            lines.append(f"{'with infinite steps':<24}{self.limit:>10.4f}   between {low:.4f} and {high:.4f}")
-        if self.likelihood is not None:
-            lines += self._likelihood_rows(self.likelihood)
-        if self.baseline is not None:
-            lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
-        lines.append(f"{self.num_images:,} images, {self.num_calls:,} network calls an image")
-        if self.given:
-            lines.append(f"the bound of a conditional model: x_0 given {' and '.join(self.given)}")
-        return "\n".join(lines)
-
-    @staticmethod
-    def _likelihood_rows(entries: dict[str, Entry]) -> list[str]:
-        names = {
-            "flow": "flow, -log p(x_1)",
-            "dequantization": "dequantization",
-            "flow_reconstruction": "reconstruction",
-            "likelihood": "exact likelihood",
-            "gap": "bound minus likelihood",
-        }
-        rows = [
-            f"{label:<24}{entries[name].value:>10.4f}{entries[name].se_images:>11.4f}" for name, label in names.items()
-        ]
-        rows.insert(3, "-" * len(rows[0]))
-        rows[-1] += f"   with half the steps of the solver {-entries['solver_error'].value:+.4f}"
-        return ["", *rows, ""]
-
-
-def _entry(content: dict[str, float | None]) -> Entry:
-    return Entry(**{name: number_of(value) for name, value in content.items()})
-
-
-def _se(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.4f}"
 
 
 class Ledger:
@@ -209,8 +79,10 @@ class Ledger:
         """Returns the best of the `DECODER_SCALES` for the images."""
         return float(DECODER_SCALES[self._sums["reconstruction_by_scale"].argmin()])
 
-    def report(self, given: tuple[str, ...] = (), kl_weight: Tensor | None = None) -> Report:
-        """Returns the report over all images, for a model under the conditions `given`.
+    def report(
+        self, given: tuple[str, ...] = (), kl_weight: Tensor | None = None, num_available: int | None = None
+    ) -> Report:
+        """Returns the report over all images, of `num_available` ones, for a model under the conditions `given`.
 
         With the `kl_weight` of the posterior variance, ``[T]`` for t = 1..T, an exact ledger contains two further
         totals, computed from the x0-MSE m_t of these images:
@@ -265,6 +137,7 @@ class Ledger:
             kl=_means(sums["kl"] * scale, sums["visits"][1:]),
             x0_mse=_means(sums["squared_error"], sums["visits"]),
             given=given,
+            num_available=num_available,
         )
 
 

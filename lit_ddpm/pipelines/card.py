@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from lit_ddpm._internal.files import number_of, read_json_lines
-from lit_ddpm.diffusion.ledger import TERMS, Report
+from lit_ddpm.diffusion.report import TERMS, Report
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 

@@ -29,9 +29,10 @@ from lit_ddpm.nn.unet import UNet
 from lit_ddpm.training.checkpoint import CheckpointedModule, warn_of_lost_optimization
 from lit_ddpm.training.cost import CostReport
 from lit_ddpm.training.distributed import GatherFullWeights, shard
-from lit_ddpm.training.evaluation import BoundEvaluator, KLMetrics, LogBound, kl_metrics
+from lit_ddpm.training.evaluation import BoundEvaluator, LogBound
 from lit_ddpm.training.feedback import ImportanceFeedback
 from lit_ddpm.training.hparams import EXECUTION_ONLY
+from lit_ddpm.training.kl_metrics import KLMetrics, kl_metrics
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
 from lit_ddpm.training.sampling import HeldOut, SampleChunk, chunk_loader, complete_cond, held_out_cond
 from lit_ddpm.training.setup import DataDefaults, SpeedHint, check_data
@@ -281,9 +282,7 @@ class DDPM(CheckpointedModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluator.update(*self.unpack_batch(batch))
 
-    @override
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluator.update(*self.unpack_batch(batch))
+    test_step = validation_step
 
     @override
     def predict_dataloader(self) -> DataLoader[SampleChunk]:

@@ -5,7 +5,7 @@ from helpers import copy_run, error_of
 
 from lit_ddpm import DDPM
 from lit_ddpm.__main__ import main
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
 

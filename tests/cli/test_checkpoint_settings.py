@@ -7,7 +7,7 @@ from helpers import DIGITS_CONFIG, copy_run, fit_digits
 
 from lit_ddpm import UNet
 from lit_ddpm.__main__ import main
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
 

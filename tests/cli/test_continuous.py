@@ -8,7 +8,7 @@ from helpers import copy_run, error_of, read_csv
 
 from lit_ddpm import DDPM
 from lit_ddpm.__main__ import main
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training import evaluation
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]

@@ -16,7 +16,8 @@ from lit_ddpm import (
     variational_bound,
 )
 from lit_ddpm.diffusion.bound import noise_variance
-from lit_ddpm.diffusion.ledger import TERMS, Ledger, Report, histogram_nats
+from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
+from lit_ddpm.diffusion.report import TERMS, Report
 
 
 def bounds(num_timesteps=None, batches=((0, 5), (5, 8), (8, 12))):

@@ -22,8 +22,9 @@ from lit_ddpm import (
     exact_likelihood,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import Ledger, Report
+from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.diffusion.likelihood import _noise
+from lit_ddpm.diffusion.report import Report
 
 MEANS, WEIGHTS, TAU2 = torch.tensor([-0.5, 0.1, 0.75]).double(), torch.tensor([0.2, 0.5, 0.3]).double(), 0.01
 SCHEDULES = [LogSNRSchedule(200, log_snr_start=8.0, log_snr_end=-9.0), LinearSchedule(1000), CosineSchedule(400)]

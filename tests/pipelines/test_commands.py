@@ -17,7 +17,7 @@ from benchmarks.common.pipelines import pipeline_samples, train_pipeline
 from lit_ddpm import DDPM, AncestralSampler
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 from lit_ddpm.pipelines import load_pipeline
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

@@ -23,7 +23,7 @@ from lit_ddpm import (
     kl_weight,
     training_loss,
 )
-from lit_ddpm.training.evaluation import kl_metrics
+from lit_ddpm.training.kl_metrics import kl_metrics
 
 
 class Fixed(AdaptiveTimesteps):

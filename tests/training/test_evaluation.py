@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
 from lit_ddpm.diffusion.image_ledger import load_images
-from lit_ddpm.diffusion.ledger import TERMS, Report
-from lit_ddpm.training import evaluation
-from lit_ddpm.training.evaluation import BoundEvaluator, SplitBound, kl_metrics
+from lit_ddpm.diffusion.objective import kl_forms
+from lit_ddpm.diffusion.report import TERMS, Report
+from lit_ddpm.training.evaluation import BoundEvaluator
+from lit_ddpm.training.kl_metrics import kl_metrics
+from lit_ddpm.training.split_bound import SplitBound
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
@@ -134,7 +136,7 @@ def test_metrics_of_the_kl_are_weighted_and_leave_out_the_first_timestep():
     weight = torch.tensor([3.0, 100.0, 0.5, 2.0], dtype=torch.float64)
     metrics = kl_metrics(denoiser, pred, weight)
     assert metrics.t.tolist() == [2, 9, 20]
-    kl, kl_from_x0_mse, x0_mse = evaluation.kl_forms(denoiser, pred.select(torch.tensor([0, 2, 3])))
+    kl, kl_from_x0_mse, x0_mse = kl_forms(denoiser, pred.select(torch.tensor([0, 2, 3])))
     for name, values in (("kl", kl), ("kl_from_x0_mse", kl_from_x0_mse), ("x0_mse", x0_mse)):
         expected = float((weight[[0, 2, 3]] * values).sum()) / 3
         assert float(metrics.values[f"train/{name}"]) == pytest.approx(expected, rel=1e-9)
@@ -147,7 +149,7 @@ def test_the_gap_is_the_largest_relative_difference(monkeypatch, forms, gap):
     denoiser, x_0, label = labeled_images(2)
     pred = denoiser.predict(x_0, torch.tensor([2, 9]), torch.randn_like(x_0), label=label)
     forms = tuple(torch.tensor(form, dtype=torch.float64) for form in (*forms, [1.0, 1.0]))
-    monkeypatch.setattr(evaluation, "kl_forms", lambda *args: forms)
+    monkeypatch.setattr("lit_ddpm.training.kl_metrics.kl_forms", lambda *args: forms)
     values = kl_metrics(denoiser, pred, torch.ones(2, dtype=torch.float64)).values
     assert float(values["train/form_gap"]) == pytest.approx(gap)
 

@@ -14,7 +14,7 @@ from lit_ddpm import DDPM, AncestralSampler, Condition, LowResolution, UNet, var
 from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleMetrics
 from lit_ddpm.data import ImageTensors
-from lit_ddpm.diffusion.ledger import Report
+from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training.sampling import HeldOut
 
 SUPERRES = ["--config", DIGITS_CONFIG, "--config", str(CONFIGS / "digits_superres.yaml")]

@@ -24,7 +24,7 @@ from lit_ddpm import (
 )
 from lit_ddpm.callbacks import EMA, SampleGrid
 from lit_ddpm.diffusion.objective import kl_forms, weight_on_x0_mse
-from lit_ddpm.training.evaluation import kl_metrics
+from lit_ddpm.training.kl_metrics import kl_metrics
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
