@@ -28,7 +28,7 @@ trainer: {{max_epochs: 1, accelerator: cpu}}
 """
     (tmp_path / "waves.yaml").write_text(settings)
     result = compare([tmp_path / "waves.yaml"], ["x0_mse"], output_dir=tmp_path / "runs")
-    assert not result.failed
+    assert not result.missing
     (row,) = read_csv(tmp_path / "runs" / "table.csv")
     assert np.isfinite(float(row["nats/dim"]))
     assert result.results["x0_mse"][0].report.given == ("cond",)

@@ -49,7 +49,8 @@ def read_wandb_run(directory: Path) -> tuple[list[dict], dict, dict]:
 
 
 def read_wandb_artifacts(directory: Path) -> list[tuple[str, bool]]:
-    """The file of each version of the uploaded checkpoint, in order, and whether it is called "best"."""
+    """The file of each uploaded checkpoint, in order, and whether it is called "best"; tables are artifacts too."""
     (path,) = directory.glob("wandb/offline-run-*/*.wandb")
     artifacts = [record.artifact for record in _records(path) if record.WhichOneof("record_type") == "artifact"]
+    artifacts = [artifact for artifact in artifacts if artifact.type == "model"]
     return [(json.loads(artifact.metadata)["original_filename"], "best" in artifact.aliases) for artifact in artifacts]
