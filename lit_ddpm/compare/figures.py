@@ -151,9 +151,10 @@ def gradient_figure(comparison: Comparison) -> Image.Image:
         for axes in (ratio, density, direction):
             axes.set_xlabel("log SNR (noise increases to the right)")
             axes.xaxis.set_inverted(True)
-        density.legend()
+        handles, labels = density.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
 
-    return plots.render(draw, (15, 4.5))
+    return plots.render(draw, (15, 5))
 
 
 def sample_grid(run: Run) -> Image.Image | None:

@@ -16,9 +16,8 @@ from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.compare.audit import ALLOWED
 from lit_ddpm.compare.comparison import TERMS, Columns, Comparison, text_of
 from lit_ddpm.compare.figures import Captioned, sample_grid
-from lit_ddpm.compare.gradients import gradient_rows
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.compare.summary import objective_sentences, summary
+from lit_ddpm.compare.summary import gradient_rows, objective_sentences, summary
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -123,9 +122,9 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
     cells += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     table = "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
     note = (
-        "Of the gradient of each arm's objective at its final weights. Saving: how many times more images uniform "
-        "timesteps need than the optimal density, for the same noise. The other columns are cosines with the gradients "
-        "of the other objectives, at the weights of the row; — where the noise hides the direction."
+        "The gradient of each arm's objective at its final weights: the norm of its mean, and its standard "
+        "deviation for one image. Saving: how many times more images uniform timesteps need than the optimal density, for the same "
+        "noise."
     )
     return ["<h2>Gradients</h2>", _figure(picture, caption), table, f"<p>{note}</p>"]
 

@@ -1,9 +1,10 @@
-"""The results of a comparison in a sentence for each arm."""
+"""The results of a comparison in a sentence or a row for each arm."""
 
 import math
 
 from lit_ddpm.compare.comparison import Comparison, is_bound, is_larger_better, text_of
 from lit_ddpm.compare.measurement import Measurement
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 
 def summary(comparison: Comparison) -> dict[str, str]:
@@ -43,3 +44,19 @@ def objective_sentences(comparison: Comparison) -> dict[str, str]:
         else:
             sentences[arm] = "not a bound: its factor increases with log SNR in places"
     return sentences
+
+
+def gradient_rows(comparison: Comparison) -> list[list[str]]:
+    """Returns a header, and a row for each arm with measured gradients.
+
+    A row has the norm of the mean gradient of the arm's own objective at its final weights, its standard deviation for
+    one image at a uniform t, and the saving of the optimal density, see `GradientStatistics.saving`.
+    """
+    rows = [["trained with", "signal", "noise", "saving"]]
+    for arm in comparison.arms:
+        results = comparison.results.get(arm.name)
+        if results is not None and (found := results[0].gradients) is not None:
+            weight = weight_on_x0_mse(arm.module.objective, arm.module.denoiser)
+            signal = math.sqrt(found.square_of_mean(weight))
+            rows.append([arm.name, f"{signal:.2g}", f"{found.noise(weight):.2g}", f"{found.saving(weight):.1f}"])
+    return rows

@@ -34,6 +34,7 @@ class GradientStatistics:
     edges: Tensor  # int64 [G + 1]: cell i has the timesteps edges[i] to edges[i + 1] - 1
     inner: Tensor  # float64 [G, G]: inner products of the mean gradients, without the bias of their noise
     variance: Tensor  # float64 [G]: the variance of the gradient of one image, summed over the weights
+    num_images: Tensor  # int64: the images that were measured at each timestep
 
     def second_moment_by_timestep(self) -> Tensor:
         """Returns the mean square of the gradient of one image at t = 2..T, ``[T - 1]``; its log is interpolated."""
@@ -49,15 +50,25 @@ class GradientStatistics:
     def cosine(self, weight: Tensor, other: Tensor) -> float:
         """Returns the cosine of the mean gradients of two objectives, by their weights ``[T - 1]``.
 
-        It is NaN where the estimate of a squared norm is not positive, since the gradient is less than its noise.
+        It is NaN if one of the gradients is not significant: less than twice its standard error.
         """
         a, b = self.cells(weight), self.cells(other)
-        return float(a @ self.inner @ b / ((a @ self.inner @ a).sqrt() * (b @ self.inner @ b).sqrt()))
+        return float(a @ self.inner @ b / (self._norm(a) * self._norm(b)))
 
     def cosine_by_timestep(self, weight: Tensor) -> Tensor:
         """Returns the cosine of an objective's mean gradient with that of the x0-MSE at each t, ``[G]``; or NaN."""
         cells = self.cells(weight)
-        return self.inner @ cells / (self.inner.diagonal().sqrt() * (cells @ self.inner @ cells).sqrt())
+        norms = torch.stack([self._norm(single) for single in torch.eye(len(self.t), dtype=torch.float64)])
+        return self.inner @ cells / (norms * self._norm(cells))
+
+    def _norm(self, cells: Tensor) -> Tensor:
+        """Returns the norm of a weighted sum of the mean gradients; NaN if it is not significant.
+
+        The standard error is an upper limit, since the noise of different timesteps is from the same images.
+        """
+        squared = cells @ self.inner @ cells
+        error = (cells @ self.variance.sqrt()) ** 2 / self.num_images
+        return torch.where(squared > 4 * error, squared, torch.nan).sqrt()
 
     def optimal_density(self, weight: Tensor) -> Tensor:
         """Returns the probability of each t = 2..T for which the gradient of an objective has the least variance.
@@ -161,4 +172,5 @@ def gradient_statistics(
     inner = products / (counts[0] * counts[1])
     mean_square = (norms + 2 * products.diagonal()) / total**2
     variance = (squares - total * mean_square) / (total - 1) * batch_size
-    return GradientStatistics(t, edges, (inner + inner.T) / 2, variance.clamp(min=0))
+    num_images = torch.tensor(total * batch_size)
+    return GradientStatistics(t, edges, (inner + inner.T) / 2, variance.clamp(min=0), num_images)

@@ -1,6 +1,7 @@
 """Gradient statistics against closed forms."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,7 +64,9 @@ def test_the_mean_gradient_of_an_objective_is_a_weighted_sum():
     """Two orthogonal gradients: the first at small t, the second at large t."""
     t, edges = timestep_cells(9, 2)
     assert (t.tolist(), edges.tolist()) == ([2, 9], [2, 5, 10])
-    found = GradientStatistics(t, edges, torch.diag(torch.tensor([4.0, 1.0]).double()), torch.ones(2).double())
+    found = GradientStatistics(
+        t, edges, torch.diag(torch.tensor([4.0, 1.0]).double()), torch.ones(2).double(), torch.tensor(64)
+    )
     moment = found.second_moment_by_timestep()
     torch.testing.assert_close(
         moment[[0, 2, 7]], torch.tensor([5, 5 * 0.4 ** (math.log(2) / math.log(4.5)), 2]).double()
@@ -77,6 +80,10 @@ def test_the_mean_gradient_of_an_objective_is_a_weighted_sum():
     early = torch.tensor([1.0] * 3 + [0.0] * 5).double()
     assert found.cosine(early, 3 * early) == pytest.approx(1)
     assert found.cosine(early, 1 - early) == pytest.approx(0)
+    in_noise = replace(found, variance=torch.tensor([1.0, 64.0]).double())  # errors 1/8 and 1
+    assert found.cosine(early, 3 * early) == pytest.approx(1)
+    assert math.isnan(in_noise.cosine(early, 1 - early))
+    assert in_noise.cosine_by_timestep(early).isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 5, 40, 256, 1000, 10_000])
