@@ -122,9 +122,9 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
     cells += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     table = "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
     note = (
-        "The gradient of each arm's objective at its final weights: the norm of its mean, and its standard "
-        "deviation for one image. Saving: how many times more images uniform timesteps need than the optimal density, for the same "
-        "noise."
+        "The gradient of each arm's objective at its final weights: the norm of its mean, and its standard deviation "
+        "for one image. Saving: how many times more images uniform timesteps need than the optimal density, for the "
+        "same noise."
     )
     return ["<h2>Gradients</h2>", _figure(picture, caption), table, f"<p>{note}</p>"]
 

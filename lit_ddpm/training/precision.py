@@ -130,6 +130,6 @@ def smallest_test(
     calls = size.num_images * size.num_timesteps + len(chosen) * ledger.num_calls
     rank_zero_info(
         f"target_se = {target_se:g} takes {size.num_timesteps:,} network calls for each of {size.num_images:,} random "
-        f"images: with the pilot, 1/{num_steps * available / calls:.0f} of the exact test."
+        f"images: with the pilot, 1/{num_steps * available / calls:.0f} of the calls of the exact test."
     )
     return size

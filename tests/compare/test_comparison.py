@@ -4,9 +4,11 @@ import types
 import numpy as np
 import pytest
 import torch
+from helpers import DIGITS_CONFIG, SMALL_NETWORK
 
 from lit_ddpm import LinearSchedule, kl_weight
 from lit_ddpm.compare import Comparison, Measurement
+from lit_ddpm.compare.arms import resolve_arms
 from lit_ddpm.compare.comparison import is_bound, text_of
 from lit_ddpm.compare.summary import summary
 
@@ -119,3 +121,24 @@ def test_a_value_is_printed_to_two_digits_of_its_error(mean, error, text):
     assert text_of(measured) == text
     assert text_of(measured, signed=True) == f"+{text}"
     assert text_of(None) == "—"
+
+
+@pytest.mark.parametrize(
+    ("objective", "bound"),
+    [
+        ("kl", True),
+        ("sigmoid", True),
+        ("flow_matching", True),
+        ("edm", False),
+        ("simple", False),
+        ("min_snr", False),
+        ("p2", False),
+        ("x0_mse", True),
+    ],
+)
+def test_the_bounds_among_the_objectives_on_a_cosine_schedule(objective, bound):
+    """The column of the table in docs/objectives.md; without the last step, whose beta is capped."""
+    overrides = ["--model.schedule=CosineSchedule", "--model.schedule.num_steps=400", "--model.time=t", *SMALL_NETWORK]
+    arms = resolve_arms([DIGITS_CONFIG], [objective], overrides)
+    ((_, factor),) = Comparison(arms, {}, {}, 1, {}).factors().values()
+    assert is_bound(factor[:-1]) == bound
