@@ -1,5 +1,6 @@
 """Every command and every Python block of README and documentation runs, or is marked with what it needs."""
 
+import argparse
 import gzip
 import importlib
 import re
@@ -73,10 +74,17 @@ def page_directory(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lightning, "Trainer", short)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(compare_command, "run_all", lambda runs, jobs: [])
+    monkeypatch.setattr(compare_command, "compare", only_prepared)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("mine", None)
+
+
+def only_prepared(*args):
+    """Prepares a comparison and executes no run."""
+    *settings, _ = args
+    compare_command.prepare(*settings)
+    return argparse.Namespace(missing={})
 
 
 def run_command(program: str, *args: str) -> None:
@@ -122,6 +130,7 @@ def run_lit_ddpm(command: str, *args: str) -> None:
     else:
         extra = [*few, "--data.eval_batch_size=4"]
         extra += ["--model.schedule.num_steps=100" for arg in args if arg.startswith("--model.schedule.num_steps=")]
+    extra += ["--target_se=0.5"] if "--target_se" in args else []  # of few images
     main([command, *args, *extra])
 
 

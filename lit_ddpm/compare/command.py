@@ -14,7 +14,7 @@ from lit_ddpm.compare.audit import audit
 from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.figures import figures, plot_audit
 from lit_ddpm.compare.jobs import expected_seconds, minutes, run_all
-from lit_ddpm.compare.plan import Plan
+from lit_ddpm.compare.plan import Plan, check_resumable
 from lit_ddpm.compare.report import write_report
 from lit_ddpm.compare.wandb_run import log_comparison
 from lit_ddpm.data.protocols import DataInfo
@@ -63,7 +63,7 @@ def compare(
     order = "one after another" if jobs == 1 else f"{jobs} at a time"
     print(f"{len(remaining)} of {len(plan.runs)} runs to do ({size}), {order}{total}", flush=True)
     run_all(plan.runs, jobs)
-    return _collect(plan) if any(run.done for run in plan.runs) else _results(plan)
+    return _collect(plan)
 
 
 def prepare(
@@ -93,7 +93,7 @@ def prepare(
                 f"{directory} is not empty: resume the comparison there with --resume, or set another directory with "
                 "--output_dir."
             )
-        Plan.load(directory)  # refuses other versions
+        check_resumable(directory)
     options = [f"--config {shlex.quote(str(config))}" for config in configs]
     for option, values in (("--objectives", objectives), ("--models", models)):
         options += [f"{option} {','.join(map(str, values))}"] if values else []

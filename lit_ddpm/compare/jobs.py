@@ -35,11 +35,10 @@ def run_all(runs: Sequence[Run], jobs: int = 1) -> list[Run]:
     failed: list[Run] = []
     for waits in (False, True):
         pending = [run for run in remaining if not run.done and run not in failed]
-        progress = _Progress(len(runs), [run.name for run in runs], pending, jobs)
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 futures = {pool.submit(execute, run, waits, environments): run for run in pending}
-                failed += progress.follow(futures)
+                failed += _follow(futures, runs)
             except BaseException:  # an interrupt reaches the child processes too
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -71,45 +70,37 @@ def job_environment(job: int, jobs: int) -> dict[str, str]:
     return environment
 
 
-class _Progress:
-    """Prints a line for each finished run, and on a terminal the state of those in progress."""
+def _follow(futures: "dict[Future[bool], Run]", runs: Sequence[Run]) -> list[Run]:
+    """Waits for the futures, and returns the runs that failed.
 
-    def __init__(self, total: int, names: Sequence[str], pending: Sequence[Run], jobs: int) -> None:
-        self.total, self.names, self.pending, self.jobs = total, names, pending, jobs
-
-    def follow(self, futures: "dict[Future[bool], Run]") -> list[Run]:
-        """Waits for the runs of the futures, and returns those that failed."""
-        failed, spent, start = [], 0, time.monotonic()
-        unfinished = set(futures)
-        while unfinished:
-            done, unfinished = wait(unfinished, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = futures[future]
-                number = f"[{self.names.index(run.name) + 1}/{self.total}]"
-                try:
-                    executed = future.result()
-                except subprocess.CalledProcessError:
-                    failed.append(run)
-                    self._print(f"{number} {run.name} failed: {run.last_output()} ({run.files.log})")
-                    continue
-                if not executed:
-                    state = "is done" if run.done else "is in progress in another process"
-                    self._print(f"{number} {run.name} {state}")
-                    continue
-                spent += 1
+    Prints a line for each finished run, and on a terminal the state of those in progress.
+    """
+    failed, spent, start = [], 0, time.monotonic()
+    unfinished = set(futures)
+    while unfinished:
+        done, unfinished = wait(unfinished, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in done:
+            run = futures[future]
+            try:
+                executed = future.result()
+            except subprocess.CalledProcessError:
+                failed.append(run)
+                text = f" failed: {run.last_output()} ({run.files.log})"
+            else:
+                spent += executed
                 elapsed = time.monotonic() - start
-                left = f", about {minutes(elapsed / spent * len(unfinished))} left" if unfinished else ""
-                self._print(f"{number} {run.name}: done after {minutes(elapsed)}{left}")
-            if sys.stdout.isatty():
-                active = [futures[future] for future in unfinished if future.running()]
-                width = shutil.get_terminal_size().columns - 1
-                text = " | ".join(f"{run.name}: {run.last_output()}"[: width // max(len(active), 1)] for run in active)
-                print(f"\r{text}"[:width].ljust(width), end="\r", flush=True)
-        return failed
-
-    @staticmethod
-    def _print(line: str) -> None:
-        print(line.ljust(79), flush=True)
+                text = f": done after {minutes(elapsed)}"
+                if not executed:
+                    text = " is done" if run.done else " is in progress in another process"
+                elif unfinished:
+                    text += f", about {minutes(elapsed / spent * len(unfinished))} left"
+            print(f"[{runs.index(run) + 1}/{len(runs)}] {run.name}{text}".ljust(79), flush=True)
+        if sys.stdout.isatty():
+            active = [futures[future] for future in unfinished if future.running()]
+            width = shutil.get_terminal_size().columns - 1
+            line = " | ".join(f"{run.name}: {run.last_output()}"[: width // len(active)] for run in active)
+            print(f"\r{line}"[:width].ljust(width), end="\r", flush=True)
+    return failed
 
 
 def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:

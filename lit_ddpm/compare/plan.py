@@ -14,6 +14,8 @@ from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.training.run_directory import RunDirectory
 
+FILE = "comparison.json"
+
 
 def versions() -> dict[str, str]:
     """Returns the versions that the results of a comparison depend on."""
@@ -57,7 +59,7 @@ class Plan:
         ]
         content = {"command": self.command, "num_seeds": self.num_seeds, "audits": self.audits, "arms": arms}
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(self.directory / "comparison.json", {"versions": versions(), **content})
+        write_json(self.directory / FILE, {"versions": versions(), **content})
         directory = shlex.quote(str(self.directory))
         commands = [f"lit-ddpm compare --output_dir {directory} --run {k}\n" for k in range(len(self.runs))]
         with atomic_write(self.directory / "commands.txt") as partial:
@@ -70,7 +72,7 @@ class Plan:
         Raises:
             ValueError: If it has none, or one of other versions.
         """
-        path = directory / "comparison.json"
+        path = directory / FILE
         if not path.is_file():
             raise ValueError(f"output_dir = {directory} has no comparison: write its plan with --prepare.")
         content = json.loads(path.read_text())
@@ -85,3 +87,11 @@ class Plan:
             for arm in content["arms"]
         ]
         return cls(directory, content["command"], arms, content["num_seeds"], content["audits"])
+
+
+def check_resumable(directory: Path) -> None:
+    """Raises a ValueError if a directory has runs of other versions, or of a version without plans."""
+    if (directory / FILE).is_file():
+        Plan.load(directory)
+    elif any(directory.glob(f"*/seed_*/{RunDirectory(directory).arm_config.name}")):
+        raise ValueError(f"{directory} has a comparison of an earlier version of lit_ddpm: set another directory.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_ddpm._internal.files import atomic_write
 
-Column = NDArray[np.float64]
+Column = NDArray[Any]  # float64, or int64 for the index
 
 
 class ImageLedger:
@@ -44,7 +44,7 @@ class ImageLedger:
             table = reduce(table, "sum").cpu()
         seen = table[0] > 0
         columns = {name: values[seen].numpy() for name, values in zip(names, table[1:], strict=True)}
-        return {"index": seen.nonzero().flatten().numpy().astype(np.float64), **columns}
+        return {"index": seen.nonzero().flatten().numpy(), **columns}
 
 
 def save_images(path: Path, columns: dict[str, Column]) -> None:

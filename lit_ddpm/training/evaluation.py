@@ -10,9 +10,9 @@ from typing_extensions import override
 from lit_ddpm.diffusion.image_ledger import Column, save_images
 from lit_ddpm.diffusion.likelihood import FLOW_STEPS, check_flow
 from lit_ddpm.diffusion.report import Report
-from lit_ddpm.training.precision import EvaluationSize, smallest_test
+from lit_ddpm.training.precision import EvaluationSize, smallest_test, tested_images
 from lit_ddpm.training.run_directory import RunDirectory
-from lit_ddpm.training.split_bound import EVALUATION_SEED, Split, SplitBound, dataset_of
+from lit_ddpm.training.split_bound import EVALUATION_SEED, Split, SplitBound
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -50,14 +50,14 @@ class BoundEvaluator:
         """Returns an empty accumulator for a split, with the settings of this evaluator."""
         denoiser, decoder = module.denoiser, module.decoder
         assert decoder is not None
-        num_steps, dataset = denoiser.schedule.num_steps, dataset_of(trainer, split)
+        num_steps = denoiser.schedule.num_steps
         if split == "val":
             num_calls = min(self.num_val_timesteps or num_steps, num_steps)
             return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment)
-        self.size.check(num_steps, available := None if dataset is None else len(dataset))
+        self.size.check(num_steps, available := tested_images(trainer))
         size = self.size
         if size.target_se is not None:
-            size = smallest_test(trainer, module, size.target_se, self._found_moment, EVALUATION_SEED)
+            size = smallest_test(trainer, module, size.target_se, available, self._found_moment, EVALUATION_SEED)
         num_calls, chosen = size.num_timesteps or num_steps, size.images(available, EVALUATION_SEED)
         return SplitBound(trainer, denoiser, decoder, split, num_calls, self._found_moment, self.exact, chosen)
 

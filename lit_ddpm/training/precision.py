@@ -15,6 +15,7 @@ from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm.diffusion.bound import variational_bound
 from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.diffusion.report import Report
+from lit_ddpm.training.split_bound import images_of
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -43,7 +44,7 @@ class EvaluationSize:
         if self.num_images is None and self.target_se is None:
             return
         if available is None:
-            raise ValueError("num_images and target_se need a test split of known length.")
+            raise ValueError("num_images and target_se need a test split of known length, with one data loader.")
         if self.num_images is not None and not 1 <= self.num_images <= available:
             raise ValueError(f"num_images = {self.num_images} must be in 1..{available}, the images of the test split.")
 
@@ -100,20 +101,33 @@ class Spread:
         return EvaluationSize(max(images_for(calls), 2), calls)
 
 
+def tested_images(trainer: Trainer) -> int | None:
+    """Returns the number of test images within ``limit_test_batches``; None if it is unknown."""
+    loader, count = trainer.test_dataloaders, images_of(trainer, "test")
+    if count is None or not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return count
+    (num_batches,) = trainer.num_test_batches
+    return int(min(count, num_batches * loader.batch_size * trainer.world_size))
+
+
 def smallest_test(
-    trainer: Trainer, module: "DDPM", target_se: float, second_moment: Tensor | None, seed: int
+    trainer: Trainer,
+    module: "DDPM",
+    target_se: float,
+    available: int | None,
+    second_moment: Tensor | None,
+    seed: int,
 ) -> EvaluationSize:
     """Measures the spread of the bound on a few test images, and returns the cheapest test for a standard error.
 
     Every rank measures the same images, so all choose the same test.
 
     Raises:
-        ValueError: If the test split is not a single loader over a dataset with indices, or all of it is not enough.
+        ValueError: If all of the `available` images are not enough.
     """
     loader, num_steps = trainer.test_dataloaders, module.denoiser.schedule.num_steps
-    if not isinstance(loader, DataLoader):
-        raise ValueError("target_se needs a test split with a single data loader.")
-    available = len(loader.dataset)  # type: ignore[arg-type]  # `EvaluationSize.check` has refused others
+    assert isinstance(loader, DataLoader)  # `EvaluationSize.check` has refused others
+    assert available is not None
     assert module.decoder is not None
     ledger = Ledger(num_steps, min(PILOT_CALLS, num_steps), module.decoder.levels is not None)
     chosen = random_order(available, seed)[:PILOT_IMAGES]

@@ -24,11 +24,11 @@ EVALUATION_SEED = 0
 """The seed of the bound's noise. It does not depend on the training seed, so all models are measured with one noise."""
 
 
-def dataset_of(trainer: Trainer, split: Split) -> Sized | None:
-    """Returns the dataset of a split, or None for several loaders or a dataset without a length."""
+def images_of(trainer: Trainer, split: Split) -> int | None:
+    """Returns the number of images of a split, or None for several loaders or a dataset without a length."""
     loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
     dataset = loader.dataset if isinstance(loader, DataLoader) else None
-    return dataset if isinstance(dataset, Sized) else None
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 class SplitBound:
@@ -52,8 +52,7 @@ class SplitBound:
     ) -> None:
         self.denoiser = denoiser
         self.decoder = decoder
-        dataset = dataset_of(trainer, split)
-        self.num_images = None if dataset is None else len(dataset)
+        self.num_images = images_of(trainer, split)
         self.num_chosen = self.num_images if chosen is None else len(chosen)
         # The histogram does not know the condition, so it is not a baseline of a model that does.
         has_baseline = split == "test" and decoder.levels is not None and denoiser.cond_channels is None

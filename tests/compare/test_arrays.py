@@ -32,4 +32,4 @@ trainer: {{max_epochs: 1, accelerator: cpu}}
     (row,) = read_csv(tmp_path / "runs" / "table.csv")
     assert np.isfinite(float(row["nats/dim"]))
     assert result.results["x0_mse"][0].report.given == ("cond",)
-    assert '<div class="row samples">\n<figure><img' in (tmp_path / "runs" / "report.html").read_text()
+    assert '<div class="samples">\n<figure><img' in (tmp_path / "runs" / "report.html").read_text()

@@ -172,7 +172,10 @@ def test_prepared_runs_are_executed_and_collected(finished, copied, capsys):
     assert commands == [f"lit-ddpm compare --output_dir runs --run {k}" for k in range(4)]
     message = error_of(capsys, ["compare", "--output_dir", "runs", "--collect"])
     assert "output_dir = runs: no arm has all its runs yet, so there is nothing to collect" in message
-    for k in (0, 2, 2):
+    (sweep,) = (b.text for b in blocks(text_of(ROOT / "docs" / "comparing.md")) if b.title == "sweep.yaml")
+    _, *agent = yaml.safe_load(sweep)["command"]
+    main(["--run=0" if arg == "${args}" else arg.replace("runs/compare", "runs") for arg in agent])
+    for k in (2, 2):
         main(["compare", "--output_dir", "runs", "--run", str(k)])
     assert capsys.readouterr().out.splitlines()[-2:] == ["run 2 is done"] * 2
     assert [name for name, _ in copied.executed] == ["kl, seed 0"] * 4 + ["kl, seed 1"] * 2
@@ -236,12 +239,19 @@ def test_mixed_versions_are_refused(finished, copied, tmp_path, capsys):
         message = error_of(capsys, ["compare", "--output_dir", "runs", *step])
         assert "output_dir = runs was prepared with torch 1.0, not " in message
     assert not copied.executed
+    Path("runs/comparison.json").unlink()
+    (Path("runs/kl/seed_0")).mkdir(parents=True)
+    Path("runs/kl/seed_0/arm.yaml").touch()
+    message = error_of(capsys, ["compare", "--output_dir", "runs", *KL_AND_X0_MSE, "--resume"])
+    assert "runs has a comparison of an earlier version of lit_ddpm: set another directory." in message
 
 
-def test_a_killed_comparison_ends_on_other_engines_with_the_same_tables(finished, monkeypatch):
-    """Two jobs here are killed; a SLURM array and xargs do the rest."""
+def test_a_killed_run_ends_on_other_engines_with_the_same_tables(finished, monkeypatch):
+    """A killed run is resumed by a SLURM array, which meets xargs; the other run is done."""
     run = RunDirectory(Path("runs/compare/kl/seed_0"))
-    kill_when(run.last_checkpoint.exists, "compare", *KL_AND_X0_MSE, "--jobs", "2")
+    main(["compare", *KL_AND_X0_MSE, "--prepare"])
+    shutil.copytree(finished / "x0_mse", "runs/compare/x0_mse")
+    kill_when(run.last_checkpoint.exists, "compare", "--run", "0")
     assert not (run.path / "ledger.json").exists()
     bin_directory = Path("bin")
     bin_directory.mkdir()

@@ -26,7 +26,7 @@ def test_a_random_part_of_the_images_is_the_same_part_of_the_exact_test(tmp_path
     report, images = measured(tmp_path, EvaluationSize(num_images=20), **settings)
     assert len(set(images["index"])) == report.num_images == 20
     assert images["index"].max() > 20  # not the first ones
-    rows = images["index"].astype(int)
+    rows = images["index"]
     np.testing.assert_allclose(images["total"], exact["total"][rows], atol=1e-4)
     assert report.terms["total"].value == pytest.approx(exact["total"][rows].mean(), abs=1e-5)
     assert report.best_variance is not None
@@ -73,6 +73,18 @@ def test_a_target_chooses_the_test(tmp_path):
     assert report.num_images < 50
     assert report.terms["total"].se_images < 1.3 * target
     assert abs(report.terms["total"].value - exact["total"].mean()) < 4 * target
+
+
+def test_the_images_are_chosen_within_the_limit_of_batches(tmp_path):
+    module = tiny_module()
+    module.evaluator.size = EvaluationSize(num_images=5)
+    trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
+    images = load_images(tmp_path / "ledger.npz")
+    assert len(images["index"]) == 5
+    assert images["index"].max() < 12
+    module.evaluator.size = EvaluationSize(num_images=13)
+    with pytest.raises(ValueError, match=r"num_images = 13 must be in 1\.\.12, the images of the test split"):
+        trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
 
 
 @pytest.mark.parametrize(
