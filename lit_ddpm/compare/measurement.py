@@ -33,8 +33,10 @@ class Measurement:
 
     def __sub__(self, other: "Measurement") -> "Measurement":
         """Returns the paired difference."""
-        paired = self.images is not None and other.images is not None and self.images.shape == other.images.shape
-        return Measurement(self.seeds - other.seeds, self.images - other.images if paired else None)  # type: ignore[operator]
+        images = None
+        if self.images is not None and other.images is not None and self.images.shape == other.images.shape:
+            images = self.images - other.images
+        return Measurement(self.seeds - other.seeds, images)
 
     @property
     def mean(self) -> float:

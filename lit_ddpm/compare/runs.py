@@ -25,8 +25,8 @@ from lit_ddpm.training.run_directory import RunDirectory
 
 try:
     import fcntl
-except ImportError:  # Windows, where runs are not locked
-    fcntl = None  # type: ignore[assignment]
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows, where runs are not locked
 
 NUM_SAMPLES = 64  # in the report
 
