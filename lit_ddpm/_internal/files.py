@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -42,6 +45,19 @@ def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Writes a JSON Lines file atomically; numbers that are not finite become null."""
     with atomic_write(path) as partial:
         partial.write_text("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records))
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Writes arrays by name as a compressed ``.npz``, atomically."""
+    keywords: dict[str, Any] = arrays
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **keywords)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of a file of `write_arrays`."""
+    with np.load(path) as file:
+        return dict(file)
 
 
 def number_of(value: float | None) -> float:

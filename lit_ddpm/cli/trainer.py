@@ -118,7 +118,7 @@ class Trainer(lightning.Trainer):
         found = measure_gradients(self, model, datamodule, num_batches)
         path = RunDirectory.of_trainer(self).gradients
         found.save(path)
-        print(f"{gradient_table(found, model, model.objective)}\nwritten to {path}")
+        print(f"{gradient_table(found, model)}\nwritten to {path}")
         return found
 
 

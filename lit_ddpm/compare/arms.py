@@ -12,6 +12,7 @@ import yaml
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.arguments import temporary_config
 from lit_ddpm.cli.configs import find_config, shipped_configs
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -78,6 +79,11 @@ class Arm:
     def data(self) -> Any:
         """The data module."""
         return self._cli.datamodule
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight of the objective on the x0-MSE, ``[T - 1]`` for t = 2..T, see `weight_on_x0_mse`."""
+        return weight_on_x0_mse(self.module.objective, self.module.denoiser)
 
     @property
     def output_dtype(self) -> torch.dtype:

@@ -120,9 +120,7 @@ def run(output_dir: str | Path, number: int) -> bool:
     if not 0 <= number < len(plan.runs):
         raise ValueError(f"run = {number} is out of range: {output_dir} has the runs 0 to {len(plan.runs) - 1}.")
     chosen = plan.runs[number]
-    with chosen.lock(wait=False) as lock:
-        if lock is not None and not chosen.done:
-            chosen.execute(lock)
+    chosen.attempt()
     return chosen.done
 
 
@@ -160,7 +158,7 @@ def _collect(plan: Plan) -> Comparison:
         for name, (_, picture) in found.items():
             picture.save(plan.directory / f"{name}.png")
         report = plan.directory / "report.html"
-        write_report(comparison, plan.runs, plan.command, found, report)
+        write_report(comparison, plan, found, report)
         log_comparison(comparison, plan, found)
         print(f"\n{comparison.table()}\nwritten to {report}, table.csv and differences.csv")
     return comparison

@@ -14,12 +14,14 @@ from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.measurement import Measurement, Value
 from lit_ddpm.compare.runs import Result
-from lit_ddpm.diffusion.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.report import TERMS
 from lit_ddpm.diffusion.weighting import kl_weight
 
 Columns = dict[str, dict[str, Measurement]]  # by the names of column and arm
 
-TERMS = ("prior", "diffusion", "reconstruction")
+PARTS = TERMS[:-1]
+"""The terms that add up to the total."""
+
 BEST_VARIANCE = "best variance"
 
 
@@ -46,7 +48,7 @@ class Comparison:
         columns: Columns = {}
         same_images = self._same_images()
         for arm, results in self.results.items():
-            for term in ("total", *TERMS):
+            for term in ("total", *PARTS):
                 values = np.array([result.report.terms[term].value for result in results])
                 images = np.stack([result.images[term] for result in results]) if same_images else None
                 name = results[0].report.unit if term == "total" else term
@@ -75,7 +77,7 @@ class Comparison:
         """
         cross: Columns = {}
         for judge in self.arms:
-            weight = weight_on_x0_mse(judge.module.objective, judge.module.denoiser)
+            weight = judge.weight
             for arm in self.arms:
                 if arm.name in self.results and same_schedule(arm, judge):
                     errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[arm.name]]
@@ -108,34 +110,36 @@ class Comparison:
 
         return {a for a in values if any(beats(a, b) for b in values) and not any(beats(b, a) for b in values)}
 
+    @property
+    def replications(self) -> str:
+        """What errors and tests are over."""
+        return "the test images" if self.num_seeds == 1 else "the seeds and test images"
+
     def rule(self) -> str:
         """Returns the meaning of a mark: the test behind it."""
-        over = "the test images" if self.num_seeds == 1 else "the seeds and test images"
-        test = f"paired t-test over {over}, 95%"
+        test = f"paired t-test over {self.replications}, 95%"
         return f"significantly better than another row, and no row is significantly better ({test})"
 
     def table(self) -> str:
         """Returns the columns, the paired differences and the cross-evaluation as text for a terminal."""
         over = "the test images; one seed" if self.num_seeds == 1 else f"{self.num_seeds} seeds and the test images"
-        parts = [
-            f"{self._grid(self.measurements())}\n± standard error over {over}; * {self.rule()}",
-            f"{self.total}, row minus column ± paired standard error\n{self._grid(self.differences(), marks=False)}",
-            f"cross-evaluation: each model under each objective, on the test images\n"
-            f"{self._grid(self.cross_evaluation())}",
-        ]
-        if len(self.results) == 1:
-            del parts[1]
-        elif not math.isnan(sharpening := self.sharpening()):
-            parts[1] += f"\nthe errors are {sharpening:.1f} times smaller than without pairing (median)"
+        parts = [f"{self._grid(self.measurements())}\n± standard error over {over}; * {self.rule()}"]
+        if len(self.results) > 1:
+            differences = self._grid(self.differences(), marks=False)
+            parts.append(f"{self.total}, row minus column ± paired standard error\n{differences}")
+            if not math.isnan(sharpening := self.sharpening()):
+                parts[-1] += f"\nthe errors are {sharpening:.1f} times smaller than without pairing (median)"
+        cross = self._grid(self.cross_evaluation())
+        parts.append(f"cross-evaluation: each model under each objective, on the test images\n{cross}")
         return "\n\n".join(parts)
 
     def _grid(self, columns: Columns, marks: bool = True) -> str:
         cells = [["trained with", *columns]]
+        leaders = [self.leaders(name, values) for name, values in columns.items()] if marks else []
         for arm in self.results:
             texts = [text_of(values.get(arm), signed=not marks) for values in columns.values()]
             if marks:
-                leads = [arm in self.leaders(name, values) for name, values in columns.items()]
-                texts = [f"{text} {'*' if lead else ' '}" for text, lead in zip(texts, leads, strict=True)]
+                texts = [f"{text} {'*' if arm in best else ' '}" for text, best in zip(texts, leaders, strict=True)]
             cells.append([arm, *texts])
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         lines = []
@@ -170,7 +174,7 @@ class Comparison:
         for arm in self.arms:
             denoiser = arm.module.denoiser
             t = torch.arange(2, denoiser.schedule.num_steps + 1)
-            factor = weight_on_x0_mse(arm.module.objective, denoiser) / kl_weight(denoiser.schedule, t)
+            factor = arm.weight / kl_weight(denoiser.schedule, t)
             factors[arm.name] = denoiser.schedule.log_snr(t), factor / factor.max()
         return factors
 

@@ -1,10 +1,11 @@
 """The figures of a comparison."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from lit_ddpm.callbacks import plots
@@ -13,7 +14,6 @@ from lit_ddpm.compare.audit import ALLOWED, Audit
 from lit_ddpm.compare.comparison import Comparison, same_schedule
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.data.pixels import Standardization, to_float
-from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.training.checkpoint import STATE_KEY, load_checkpoint
 
 if TYPE_CHECKING:
@@ -24,20 +24,17 @@ Captioned = tuple[str, Image.Image]
 
 GRID_WIDTH = 1024  # of a sample grid of 16 columns, in pixels
 GRID_COLUMNS = 16
+LOG_SNR = "log SNR (noise increases to the right)"
 
 
-def color(number: int) -> str:
-    """Returns the color of an arm by its number."""
-    return plots.PALETTE[number % len(plots.PALETTE)]
-
-
-def line_style(number: int) -> str:
-    """Returns the line style of an arm by its number, so that curves that coincide remain visible."""
-    return ("-", "--", ":", "-.")[number % 4]
+def style_of(number: int) -> dict[str, Any]:
+    """Returns color and line style of an arm by its number; curves that coincide remain visible."""
+    return {"color": plots.PALETTE[number % len(plots.PALETTE)], "linestyle": ("-", "--", ":", "-.")[number % 4]}
 
 
 def figures(comparison: Comparison) -> dict[str, Captioned]:
     """Returns the figures with a line each that says what to see, by file name."""
+    profiles = _profiles(comparison)
     found = {
         "factors": (
             "What each objective weights, relative to the bound: a curve that rises to the right gives fine detail "
@@ -46,11 +43,11 @@ def figures(comparison: Comparison) -> dict[str, Captioned]:
         ),
         "profile": (
             "Where the bits are: the area under a curve is the diffusion term. The arms differ where the curves do.",
-            _profile(comparison),
+            _terms(comparison, profiles),
         ),
         "rate_distortion": (
             "How much of the image is known after how many bits: lower is better at the same rate.",
-            _rate_distortion(comparison),
+            _rate_distortion(comparison, profiles),
         ),
     }
     if any(results[0].gradients is not None for results in comparison.results.values()):
@@ -63,58 +60,61 @@ def figures(comparison: Comparison) -> dict[str, Captioned]:
     return found
 
 
-def _curves(comparison: Comparison, draw: "Callable[[Axes, int, str], object]") -> "Callable[[Axes], None]":
-    def draw_all(axes: "Axes") -> None:
+def _plot(
+    comparison: Comparison,
+    title: str,
+    x: str,
+    y: str,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    finish: "Callable[[Axes], object]",
+) -> Image.Image:
+    """Plots a curve for each arm with results; `finish` sets the limits and scales."""
+
+    def draw(axes: "Axes") -> None:
         for number, arm in enumerate(comparison.arms):
             if arm.name in comparison.results:
-                draw(axes, number, arm.name)
+                axes.plot(*curves[arm.name], label=arm.name, **style_of(number))
+        finish(axes)
 
-    return draw_all
+    return plots.plot(title, x, y, draw)
 
 
 def _factors(comparison: Comparison) -> Image.Image:
     factors = comparison.factors()
+    least = min(float(factor.min()) for _, factor in factors.values())
 
-    def draw(axes: "Axes", number: int, arm: str) -> None:
-        log_snr, factor = factors[arm]
-        axes.plot(log_snr, factor, color=color(number), linestyle=line_style(number), label=arm)
-        axes.set_yscale("log")
-        axes.set_ylim(max(float(min(f.min() for _, f in factors.values())) / 2, 1e-5), 2)
+    def finish(axes: "Axes") -> None:
+        axes.set(yscale="log", ylim=(max(least / 2, 1e-5), 2))
         axes.xaxis.set_inverted(True)
 
-    title = "Factor of the objective on the bound"
-    return plots.plot(
-        title, "log SNR (noise increases to the right)", "factor / its largest", _curves(comparison, draw)
-    )
+    return _plot(comparison, "Factor of the objective on the bound", LOG_SNR, "factor / its largest", factors, finish)
 
 
-def _mean_table(comparison: Comparison, arm: str) -> plots.Table:
-    """Returns the columns of the profile of an arm, averaged over its seeds."""
-    results = comparison.results[arm]
-    unused = [0.0] * len(results[0].report.profile)
-    tables = [plots.profile_table(result.report, (unused, unused), unused, unused) for result in results]
-    return {name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]}
+def _profiles(comparison: Comparison) -> dict[str, plots.Table]:
+    """Returns the columns of the profile of each arm, averaged over its seeds."""
+    profiles = {}
+    for arm, results in comparison.results.items():
+        unused = [0.0] * len(results[0].report.profile)
+        tables = [plots.profile_table(result.report, (unused, unused), unused, unused) for result in results]
+        profiles[arm] = {name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]}
+    return profiles
 
 
-def _profile(comparison: Comparison) -> Image.Image:
-    def draw(axes: "Axes", number: int, arm: str) -> None:
-        table = _mean_table(comparison, arm)
-        axes.plot(table["t"], table["kl"], color=color(number), linestyle=line_style(number), label=arm)
-        axes.set_yscale("log")
-
-    return plots.plot("KL terms by timestep", "t", f"$L_{{t-1}}$ ({comparison.total})", _curves(comparison, draw))
+def _terms(comparison: Comparison, profiles: dict[str, plots.Table]) -> Image.Image:
+    curves = {arm: (table["t"], table["kl"]) for arm, table in profiles.items()}
+    label = f"$L_{{t-1}}$ ({comparison.total})"
+    return _plot(comparison, "KL terms by timestep", "t", label, curves, lambda axes: axes.set_yscale("log"))
 
 
-def _rate_distortion(comparison: Comparison) -> Image.Image:
-    def draw(axes: "Axes", number: int, arm: str) -> None:
-        table = _mean_table(comparison, arm)
-        axes.plot(table["rate"], table["rmse"], color=color(number), linestyle=line_style(number), label=arm)
+def _rate_distortion(comparison: Comparison, profiles: dict[str, plots.Table]) -> Image.Image:
+    curves = {arm: (table["rate"], table["rmse"]) for arm, table in profiles.items()}
+    label = f"rate ({comparison.total})"
+
+    def finish(axes: "Axes") -> None:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
 
-    return plots.plot(
-        "Rate-distortion curve", f"rate ({comparison.total})", r"RMSE of $\hat x_0$", _curves(comparison, draw)
-    )
+    return _plot(comparison, "Rate-distortion curve", label, r"RMSE of $\hat x_0$", curves, finish)
 
 
 def gradient_figure(comparison: Comparison) -> Image.Image:
@@ -124,9 +124,7 @@ def gradient_figure(comparison: Comparison) -> Image.Image:
         for number, arm in enumerate(comparison.arms)
         if arm.name in comparison.results
     }
-    weights = {
-        name: weight_on_x0_mse(arm.module.objective, arm.module.denoiser) for name, (_, arm, _) in measured.items()
-    }
+    weights = {name: arm.weight for name, (_, arm, _) in measured.items()}
 
     def draw(figure: "Figure") -> None:
         ratio, density, direction = figure.subplots(1, 3)
@@ -134,10 +132,9 @@ def gradient_figure(comparison: Comparison) -> Image.Image:
         for name, (number, arm, found) in measured.items():
             if found is None:
                 continue
-            style = {"color": color(number), "linestyle": line_style(number), "label": name}
+            style = {**style_of(number), "label": name}
             schedule = arm.module.denoiser.schedule
-            signal = found.inner.diagonal().clamp(min=0).sqrt()
-            ratio.plot(schedule.log_snr(found.t), signal / found.variance.sqrt(), **style)
+            ratio.plot(schedule.log_snr(found.t), found.signal / found.variance.sqrt(), **style)
             optimal = found.optimal_density(weights[name]) * len(weights[name])
             density.plot(schedule.log_snr(torch.arange(2, len(optimal) + 2)), optimal, **style)
             if of_first is not None and same_schedule(arm, first):
@@ -149,7 +146,7 @@ def gradient_figure(comparison: Comparison) -> Image.Image:
         direction.set(title=f"Cosine, at the weights of {first.name}", ylim=(-1.05, 1.05))
         direction.axhline(0, color="black", linewidth=1)
         for axes in (ratio, density, direction):
-            axes.set_xlabel("log SNR (noise increases to the right)")
+            axes.set_xlabel(LOG_SNR)
             axes.xaxis.set_inverted(True)
         handles, labels = density.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
@@ -183,8 +180,9 @@ def plot_audit(result: Audit) -> Image.Image:
             # A logarithmic axis has no 0.
             values, gradients = (x[name].clamp(min=1e-18).numpy() for x in (result.values, result.gradients))
             t = np.arange(2, len(values) + 2)
-            axes.plot(t, values, color=color(i), linewidth=1.5, label=f"{name}, values")
-            axes.plot(t, gradients, color=color(i), linewidth=1, linestyle=":", label=f"{name}, gradients")
+            color = style_of(i)["color"]
+            axes.plot(t, values, color=color, linewidth=1.5, label=f"{name}, values")
+            axes.plot(t, gradients, color=color, linewidth=1, linestyle=":", label=f"{name}, gradients")
         axes.axhline(ALLOWED, color="black", linewidth=1, linestyle="--")
         axes.set_yscale("log")
 

@@ -11,13 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.data.base import ImageDataModule
 from lit_ddpm.diffusion.denoiser import evaluating
+from lit_ddpm.training.gradients import training_batches
 
 STARTUP_SECONDS = 6.0  # of a process, approximately
 COMMANDS = 4  # of a run
@@ -32,30 +32,25 @@ def run_all(runs: Sequence[Run], jobs: int = 1) -> list[Run]:
     environments: SimpleQueue[Mapping[str, str]] = SimpleQueue()
     for job in range(jobs):
         environments.put(job_environment(job, jobs))
+
+    def attempt(run: Run, waits: bool) -> bool:
+        environment = environments.get()
+        try:
+            return run.attempt(waits, environment)
+        finally:
+            environments.put(environment)
+
     failed: list[Run] = []
     for waits in (False, True):
         pending = [run for run in remaining if not run.done and run not in failed]
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                futures = {pool.submit(execute, run, waits, environments): run for run in pending}
+                futures = {pool.submit(attempt, run, waits): run for run in pending}
                 failed += _follow(futures, runs)
             except BaseException:  # an interrupt reaches the child processes too
                 pool.shutdown(cancel_futures=True)
                 raise
     return failed
-
-
-def execute(run: Run, waits: bool, environments: "SimpleQueue[Mapping[str, str]]") -> bool:
-    """Executes a run unless it is done or another process holds it, and returns whether it was executed."""
-    environment = environments.get()
-    try:
-        with run.lock(waits) as lock:
-            if lock is None or run.done:
-                return False
-            run.execute(lock, environment)
-            return True
-    finally:
-        environments.put(environment)
 
 
 def job_environment(job: int, jobs: int) -> dict[str, str]:
@@ -117,8 +112,7 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
     images = len(data.test_dataloader()) * data.eval_batch_size
     device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
     module.to(device)
-    first = move_data_to_device(next(iter(data.train_dataloader())), device)
-    x_0, cond = module.unpack_batch(data.on_after_batch_transfer(first, 0))
+    x_0, cond = next(training_batches(module, data, device))
     batch = len(x_0)
 
     def train() -> None:

@@ -40,13 +40,7 @@ class Plan:
     def runs(self) -> list[Run]:
         """The runs by their number: all arms of the first seed, then all of the next."""
         return [
-            Run(
-                arm,
-                seed,
-                RunDirectory(self.directory / arm.name / f"seed_{seed}"),
-                self.directory.name,
-                is_first_seed=seed == 0,
-            )
+            Run(arm, seed, RunDirectory(self.directory / arm.name / f"seed_{seed}"), self.directory.name)
             for seed in range(self.num_seeds)
             for arm in self.arms
         ]

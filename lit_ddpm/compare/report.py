@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import lightning
-import torch
 from PIL import Image
 
 from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.compare.audit import ALLOWED
-from lit_ddpm.compare.comparison import TERMS, Columns, Comparison, text_of
+from lit_ddpm.compare.comparison import PARTS, Columns, Comparison, text_of
 from lit_ddpm.compare.figures import Captioned, sample_grid
+from lit_ddpm.compare.plan import Plan, versions
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.compare.summary import gradient_rows, objective_sentences, summary
 
@@ -25,7 +24,7 @@ h1, h2 { line-height: 1.2 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 td, th { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-.best { font-weight: bold; color: #0b5394 }
+.best { color: #0b5394 }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem }
 figure { margin: 0 0 1rem } figcaption { margin-top: .3rem } img { max-width: 100% }
 .samples img { width: 100%; image-rendering: pixelated }
@@ -35,12 +34,10 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto }
 """
 
 
-def write_report(
-    comparison: Comparison, runs: Sequence[Run], command: str, figures: dict[str, Captioned], path: Path
-) -> None:
-    """Writes the report; the samples and configurations are those of the `runs`, the `figures` those of `figures`."""
+def write_report(comparison: Comparison, plan: Plan, figures: dict[str, Captioned], path: Path) -> None:
+    """Writes the report with the figures of `lit_ddpm.compare.figures.figures`."""
     columns = comparison.measurements()
-    shown = {name: values for name, values in columns.items() if name not in TERMS}
+    shown = {name: values for name, values in columns.items() if name not in PARTS}
     objectives = objective_sentences(comparison)
     parts = [
         f"<h1>{escape(' · '.join(comparison.results))}</h1>",
@@ -50,8 +47,8 @@ def write_report(
         f"<p>{escape(_origin(comparison))}</p>",
         "<h2>Results on the test images</h2>",
         _table(comparison, shown),
-        f"<p>{escape(_errors(comparison))}</p>",
-        _details("The terms of the bound", _table(comparison, {name: columns[name] for name in TERMS})),
+        f"<p>± is the standard error over {comparison.replications}. Bold: {escape(comparison.rule())}.</p>",
+        _details("The terms of the bound", _table(comparison, {name: columns[name] for name in PARTS})),
         *_differences(comparison),
         _details(
             "Each model under each objective",
@@ -59,7 +56,7 @@ def write_report(
             f"averaged over t = 2..T.</p>{_table(comparison, comparison.cross_evaluation())}",
         ),
         '<h2>Samples</h2><p>The same initial noise for every arm.</p><div class="samples">',
-        *(_figure(picture, name) for name, picture in _samples(comparison, runs).items()),
+        *(_figure(picture, name) for name, picture in _samples(comparison, plan.runs).items()),
         "</div><h2>Why they differ</h2><ul>",
         *(f"<li>The objective of <b>{escape(arm)}</b> is {escape(line)}.</li>" for arm, line in objectives.items()),
         '</ul><div class="row">',
@@ -73,8 +70,8 @@ def write_report(
             for line, names in _by_line(comparison.audits).items()
         ),
         "</ul><h2>Runs</h2>",
-        f"<pre>{escape(command)}</pre><p>{escape(_speeds(comparison))}</p>",
-        *(_details(run.name, f"<pre>{escape(run.config_yaml())}</pre>") for run in runs),
+        f"<pre>{escape(plan.command)}</pre><p>{escape(_speeds(comparison))}</p>",
+        *(_details(run.name, f"<pre>{escape(run.config_yaml())}</pre>") for run in plan.runs),
         f"<p>{escape(_versions())}</p>",
     ]
     head = (
@@ -97,11 +94,6 @@ def _origin(comparison: Comparison) -> str:
     return text
 
 
-def _errors(comparison: Comparison) -> str:
-    over = "the test images" if comparison.num_seeds == 1 else "the seeds and test images"
-    return f"± is the standard error over {over}. Bold: {comparison.rule()}."
-
-
 def _differences(comparison: Comparison) -> list[str]:
     """Returns the paired differences; nothing for a single arm."""
     if len(comparison.results) < 2:
@@ -117,10 +109,7 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
     if "gradients" not in figures:
         return []
     caption, picture = figures["gradients"]
-    header, *rows = gradient_rows(comparison)
-    cells = ["".join(f"<th>{escape(name)}</th>" for name in header)]
-    cells += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    table = "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+    table = _html_table([[escape(cell) for cell in row] for row in gradient_rows(comparison)])
     note = (
         "The gradient of each arm's objective at its final weights: the norm of its mean, and its standard deviation "
         "for one image. Saving: how many times more images uniform timesteps need than the optimal density, for the "
@@ -130,14 +119,21 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
 
 
 def _table(comparison: Comparison, columns: Columns, signed: bool = False) -> str:
-    rows = ["".join(f"<th>{escape(name)}</th>" for name in ("trained with", *columns))]
+    leaders = [set() if signed else comparison.leaders(name, values) for name, values in columns.items()]
+    rows = [["trained with", *map(escape, columns)]]
     for arm in comparison.results:
-        cells = [f"<td>{escape(arm)}</td>"]
-        for name, values in columns.items():
-            kind = ' class="best"' if not signed and arm in comparison.leaders(name, values) else ""
-            cells.append(f"<td{kind}>{text_of(values.get(arm), signed)}</td>")
-        rows.append("".join(cells))
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        texts = [text_of(values.get(arm), signed) for values in columns.values()]
+        marked = [f'<b class="best">{t}</b>' if arm in best else t for t, best in zip(texts, leaders, strict=True)]
+        rows.append([escape(arm), *marked])
+    return _html_table(rows)
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of HTML cells, whose first row is the header."""
+    header, *others = rows
+    lines = ["".join(f"<th>{cell}</th>" for cell in header)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in others]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def _details(summary: str, content: str) -> str:
@@ -173,5 +169,5 @@ def _speeds(comparison: Comparison) -> str:
 
 
 def _versions() -> str:
-    versions = f"lit_ddpm with torch {torch.__version__} and lightning {lightning.__version__}"
-    return f"{versions}, Python {platform.python_version()}, {platform.platform()}"
+    parts = [f"{name} {version}" for name, version in versions().items()]
+    return ", ".join([*parts, f"Python {platform.python_version()}", platform.platform()])

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_json_lines, write_json
+from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_arrays, read_json_lines, write_json
 from lit_ddpm.compare.arms import Arm
 from lit_ddpm.diffusion.gradients import GradientStatistics
-from lit_ddpm.diffusion.image_ledger import Column, load_images
+from lit_ddpm.diffusion.image_ledger import Column
 from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -50,7 +50,11 @@ class Run:
     seed: int  # of weights, data order, t and eps; all arms have the same seeds
     files: RunDirectory
     group: str  # of the comparison's runs in W&B
-    is_first_seed: bool  # which also draws samples and measures gradients, for the report
+
+    @property
+    def is_first_seed(self) -> bool:
+        """Whether the run also draws samples and measures gradients, for the report."""
+        return self.seed == 0
 
     @property
     def name(self) -> str:
@@ -111,6 +115,17 @@ class Run:
                 "or remove this one."
             )
 
+    def attempt(self, wait: bool = False, environment: Mapping[str, str] = os.environ) -> bool:
+        """Executes the run unless it is done or another process holds it, see `lock`; returns whether it executed it.
+
+        Raises a `subprocess.CalledProcessError` if a command fails.
+        """
+        with self.lock(wait) as lock:
+            if lock is None or self.done:
+                return False
+            self.execute(lock, environment)
+            return True
+
     def execute(self, lock: int, environment: Mapping[str, str] = os.environ) -> None:
         """Fits unless the model is trained, and measures it; resumes from the last checkpoint if there is one.
 
@@ -162,7 +177,7 @@ class Run:
             with self.files.metrics.open(newline="") as file:
                 speeds = [float(r["perf/images_per_s"]) for r in csv.DictReader(file) if r.get("perf/images_per_s")]
         gradients = GradientStatistics.load(self.files.gradients) if self.files.gradients.is_file() else None
-        report, images = Report.load(self.files.ledger), load_images(self.files.image_ledger)
+        report, images = Report.load(self.files.ledger), read_arrays(self.files.image_ledger)
         return Result(report, images, samples, gradients, statistics.median(speeds) if speeds else None)
 
 

@@ -4,7 +4,6 @@ import math
 
 from lit_ddpm.compare.comparison import Comparison, is_bound, is_larger_better, text_of
 from lit_ddpm.compare.measurement import Measurement
-from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 
 def summary(comparison: Comparison) -> dict[str, str]:
@@ -56,7 +55,7 @@ def gradient_rows(comparison: Comparison) -> list[list[str]]:
     for arm in comparison.arms:
         results = comparison.results.get(arm.name)
         if results is not None and (found := results[0].gradients) is not None:
-            weight = weight_on_x0_mse(arm.module.objective, arm.module.denoiser)
+            weight = arm.weight
             signal = math.sqrt(found.square_of_mean(weight))
             rows.append([arm.name, f"{signal:.2g}", f"{found.noise(weight):.2g}", f"{found.saving(weight):.1f}"])
     return rows

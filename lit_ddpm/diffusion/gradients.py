@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lit_ddpm._internal.files import atomic_write
+from lit_ddpm._internal.files import read_arrays, write_arrays
 from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm._internal.random import reseed
 from lit_ddpm.diffusion.denoiser import Denoiser
@@ -36,9 +35,14 @@ class GradientStatistics:
     variance: Tensor  # float64 [G]: the variance of the gradient of one image, summed over the weights
     num_images: Tensor  # int64: the images that were measured at each timestep
 
+    @property
+    def signal(self) -> Tensor:
+        """The norm of the mean gradient at each t, ``[G]``; 0 where the estimate of its square is negative."""
+        return self.inner.diagonal().clamp(min=0).sqrt()
+
     def second_moment_by_timestep(self) -> Tensor:
         """Returns the mean square of the gradient of one image at t = 2..T, ``[T - 1]``; its log is interpolated."""
-        measured = self.inner.diagonal().clamp(min=0) + self.variance
+        measured = self.signal**2 + self.variance
         t = torch.arange(2, int(self.edges[-1]), dtype=torch.float64)
         return interpolate(t.log(), self.t.double().log(), measured.clamp(min=1e-300).log()).exp()
 
@@ -100,14 +104,12 @@ class GradientStatistics:
 
     def save(self, path: Path) -> None:
         """Writes the statistics as ``.npz``."""
-        with atomic_write(path) as partial, partial.open("wb") as file:
-            np.savez(file, **{name: value.numpy() for name, value in vars(self).items()})
+        write_arrays(path, {name: value.numpy() for name, value in vars(self).items()})
 
     @classmethod
     def load(cls, path: Path) -> "GradientStatistics":
         """Reads a file of `save`."""
-        with np.load(path) as file:
-            return cls(**{name: torch.from_numpy(value) for name, value in file.items()})
+        return cls(**{name: torch.from_numpy(value) for name, value in read_arrays(path).items()})
 
 
 def timestep_cells(num_steps: int, count: int = NUM_TIMESTEPS) -> tuple[Tensor, Tensor]:

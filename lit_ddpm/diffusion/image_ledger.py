@@ -1,15 +1,11 @@
 """The bound of each image, from which differences of two models get paired errors."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from lit_ddpm._internal.files import atomic_write
 
 Column = NDArray[Any]  # float64, or int64 for the index
 
@@ -45,16 +41,3 @@ class ImageLedger:
         seen = table[0] > 0
         columns = {name: values[seen].numpy() for name, values in zip(names, table[1:], strict=True)}
         return {"index": seen.nonzero().flatten().numpy(), **columns}
-
-
-def save_images(path: Path, columns: dict[str, Column]) -> None:
-    """Writes the columns of images as ``.npz``."""
-    arrays: dict[str, Any] = {**columns}
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def load_images(path: Path) -> dict[str, Column]:
-    """Reads a file of `save_images`."""
-    with np.load(path) as file:
-        return dict(file)

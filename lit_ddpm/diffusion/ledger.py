@@ -82,7 +82,9 @@ class Ledger:
     def report(
         self, given: tuple[str, ...] = (), kl_weight: Tensor | None = None, num_available: int | None = None
     ) -> Report:
-        """Returns the report over all images, of `num_available` ones, for a model under the conditions `given`.
+        """Returns the report over all images, for a model under the conditions `given`.
+
+        They are a random part of `num_available` images, if that is not None.
 
         With the `kl_weight` of the posterior variance, ``[T]`` for t = 1..T, an exact ledger contains two further
         totals, computed from the x0-MSE m_t of these images:

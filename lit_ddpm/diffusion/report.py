@@ -38,7 +38,7 @@ class Report:
     kl: list[float | None]  # the mean of each KL term over those calls, t = 2..T; None without a call
     x0_mse: list[float | None]  # the mean of |x0_hat - x_0|^2 per dimension, t = 1..T; None without a call
     given: tuple[str, ...] = ()  # the conditions of the model, such as "label": the bound is that of p(x_0 | given)
-    num_available: int | None = None  # images of the split, of which a random part was measured
+    num_available: int | None = None  # images of the split, if a random part of them was measured
     # What the network's x0-MSE at each t implies for the total; None for an estimate.
     best_variance: float | None = None  # with the best variance at every t
     infinite_steps: tuple[float, float] | None = None  # with ever finer steps: lower and upper limit
@@ -113,8 +113,9 @@ class Report:
         return "\n".join(lines)
 
     def _images(self) -> str:
-        part = self.num_available is not None and self.num_images < self.num_available
-        return f"{self.num_images:,} random images of {self.num_available:,}" if part else f"{self.num_images:,} images"
+        if self.num_available is None:
+            return f"{self.num_images:,} images"
+        return f"{self.num_images:,} random images of {self.num_available:,}"
 
     def _calls(self) -> str:
         estimated = self.num_calls < len(self.visits)

@@ -7,7 +7,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm.diffusion.image_ledger import Column, save_images
+from lit_ddpm._internal.files import write_arrays
+from lit_ddpm.diffusion.image_ledger import Column
 from lit_ddpm.diffusion.likelihood import FLOW_STEPS, check_flow
 from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training.precision import EvaluationSize, smallest_test, tested_images
@@ -132,7 +133,7 @@ class LogBound(Callback):
         assert images is not None
         if trainer.is_global_zero:
             report.save(run.ledger)
-            save_images(run.image_ledger, images)
+            write_arrays(run.image_ledger, images)
             print(f"\n{report.table()}\nwritten to {run.ledger}, and each image's to {run.image_ledger.name}")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:

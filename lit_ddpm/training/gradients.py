@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, timestep_cells
-from lit_ddpm.diffusion.objective import Objective, weight_on_x0_mse
+from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -36,28 +36,33 @@ def measure_gradients(
         tqdm(total=size, desc="gradients", unit="step", leave=False) as bar,
         trainer.precision_plugin.forward_context(),
     ):
-        batches = itertools.islice(_full_batches(module, data, device), num_batches)
+        batches = itertools.islice(_full_batches(training_batches(module, data, device)), num_batches)
         return gradient_statistics(module.denoiser, batches, progress=bar.update)
 
 
-def _full_batches(
+def training_batches(
     module: "DDPM", data: LightningDataModule, device: torch.device
 ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Yields the training batches on a device that have as many images as the first one."""
-    first = None
+    """Yields the training images on a device, with the keyword arguments of the network."""
     for batch in data.train_dataloader():
-        images, cond = module.unpack_batch(data.on_after_batch_transfer(move_data_to_device(batch, device), 0))
+        yield module.unpack_batch(data.on_after_batch_transfer(move_data_to_device(batch, device), 0))
+
+
+def _full_batches(batches: Iterator[tuple[Tensor, dict[str, Any]]]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yields the batches that have as many images as the first one."""
+    first = None
+    for images, cond in batches:
         first = len(images) if first is None else first
         if len(images) == first:
             yield images, cond
 
 
-def gradient_table(found: GradientStatistics, module: "DDPM", objective: Objective) -> str:
-    """Returns the statistics of an objective's gradient by timestep as a table for a terminal."""
+def gradient_table(found: GradientStatistics, module: "DDPM") -> str:
+    """Returns the statistics of the gradient of a module's objective by timestep as a table for a terminal."""
     denoiser = module.denoiser
-    weight = weight_on_x0_mse(objective, denoiser)
+    weight = weight_on_x0_mse(module.objective, denoiser)
     row = found.t - 2
-    signal, noise = found.inner.diagonal().clamp(min=0).sqrt(), found.variance.sqrt()
+    signal, noise = found.signal, found.variance.sqrt()
     density = found.optimal_density(weight) * len(weight)
     columns = {
         "t": found.t,

@@ -1,6 +1,7 @@
 """The bound of the images of a split, batch by batch on any number of ranks."""
 
 from collections.abc import Sized
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -120,24 +121,19 @@ class SplitBound:
         """Returns the report over all ranks, whose sums the ledger then has; called once, at the end."""
         self._measure()
         if self._world_size > 1:
-            strategy = trainer.strategy
-            self.ledger.reduce(lambda sums: strategy.reduce(sums.to(strategy.root_device), reduce_op="sum"))
+            self.ledger.reduce(lambda sums: _over_ranks(trainer, sums, "sum"))
         schedule = self.denoiser.schedule
         weight = kl_weight(schedule, torch.arange(1, schedule.num_steps + 1))
-        return self.ledger.report(self._given, weight, self.num_images)
+        available = None if self._chosen is None else self.num_images
+        return self.ledger.report(self._given, weight, available)
 
     def images(self, trainer: Trainer) -> dict[str, Column] | None:
         """Returns the terms of each image over all ranks, in the unit of the report; None in validation."""
         if self._images is None:
             return None
-
-        def reduce(values: Tensor, operation: str) -> Tensor:
-            strategy = trainer.strategy
-            reduced: Tensor = strategy.reduce(values.to(strategy.root_device), reduce_op=operation)
-            return reduced
-
         names = (*TERMS, "likelihood") if self._exact else TERMS
-        columns = self._images.gather(reduce if self._world_size > 1 else None, names)
+        reduce = partial(_over_ranks, trainer) if self._world_size > 1 else None
+        columns = self._images.gather(reduce, names)
         return {name: values if name == "index" else values * self.ledger.scale for name, values in columns.items()}
 
     def measure_variance(self) -> None:
@@ -149,6 +145,13 @@ class SplitBound:
         if self.decoder.levels is not None:
             x0_mse[0] = self.denoiser.schedule.beta(1) * self.ledger.decoder_scale()
         self.denoiser.x0_mse = x0_mse
+
+
+def _over_ranks(trainer: Trainer, values: Tensor, operation: str) -> Tensor:
+    """Returns the sum or maximum of a tensor over the ranks, on their device."""
+    strategy = trainer.strategy
+    reduced: Tensor = strategy.reduce(values.to(strategy.root_device), reduce_op=operation)
+    return reduced
 
 
 def _is_batch(value: Any, images: Tensor) -> bool:

@@ -30,9 +30,9 @@ from helpers import (
 from PIL import Image
 
 from lit_ddpm.__main__ import main
+from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.compare import collect, compare, prepare
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.diffusion.image_ledger import load_images
 from lit_ddpm.training.run_directory import RunDirectory
 
 TABLES = ("table.csv", "differences.csv")
@@ -123,7 +123,7 @@ def test_the_report_is_one_file_with_everything(finished):
 
 
 def test_differences_are_paired(finished):
-    images = [load_images(finished / arm / "seed_0" / "ledger.npz")["total"] for arm in COMPARED_OBJECTIVES]
+    images = [read_arrays(finished / arm / "seed_0" / "ledger.npz")["total"] for arm in COMPARED_OBJECTIVES]
     difference = images[1] - images[0]
     row = next(row for row in read_csv(finished / "differences.csv") if row["column"] == "bits/dim")
     assert (row["trained_with"], row["minus"]) == ("kl", "x0_mse")

@@ -14,7 +14,7 @@ def test_wandb_runs_of_a_comparison_form_a_group(tmp_path):
     arms = arms_module.resolve_arms(
         [DIGITS_CONFIG], ["kl"], [*SMALL_COMPARISON, f"--trainer.logger={json.dumps(logger)}"]
     )
-    run = Run(arms[0], 2, RunDirectory(tmp_path / "kl" / "seed_2"), "night", is_first_seed=False)
+    run = Run(arms[0], 2, RunDirectory(tmp_path / "kl" / "seed_2"), "night")
     given = run.config()["trainer"]["logger"]["init_args"]
     assert (given["group"], given["name"], given["project"]) == ("night", "kl-2", "p")
     assert run.config()["seed_everything"] == 2

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
-from lit_ddpm.diffusion.image_ledger import load_images
+from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.diffusion.report import TERMS, Report
 from lit_ddpm.training.evaluation import BoundEvaluator
@@ -28,7 +28,7 @@ def test_the_bound_is_the_same_on_any_number_of_processes(devices, tmp_path):
             tiny_module(), FewDigits(eval_batch_size=7), verbose=False
         )
         results.append(result)
-        images.append(load_images(tmp_path / "ledger.npz"))
+        images.append(read_arrays(tmp_path / "ledger.npz"))
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         assert results[1][key] == pytest.approx(value, abs=1e-5), key
@@ -64,7 +64,7 @@ def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
 def test_the_bound_of_each_image_is_written(tmp_path):
     for batch_size in (50, 7):
         trainer().test(tiny_module(), FewDigits(eval_batch_size=batch_size), verbose=False)
-        report, images = Report.load(tmp_path / "ledger.json"), load_images(tmp_path / "ledger.npz")
+        report, images = Report.load(tmp_path / "ledger.json"), read_arrays(tmp_path / "ledger.npz")
         assert images["index"].tolist() == list(range(50))
         for term in TERMS:
             assert images[term].mean() == pytest.approx(report.terms[term].value, rel=1e-9)
