@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +49,22 @@ def in_turns(
                 found[name].append(measurement)
             print(f"{f'round {number} of {rounds}' if number else 'warm-up'}: {name}", file=sys.stderr, flush=True)
     return found
+
+
+def synchronizations(work: Callable[[], Any]) -> Counter[str]:
+    """Counts where the CPU waits for the GPU during a call, by ``file:line`` of Python; empty without a GPU."""
+    if not torch.cuda.is_available():
+        work()
+        return Counter()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in found if "synchronizing CUDA operation" in str(warning.message)]
+    return Counter("/".join(Path(wait.filename).parts[-2:]) + f":{wait.lineno}" for wait in waits)
 
 
 class Stopwatch:

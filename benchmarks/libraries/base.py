@@ -34,10 +34,14 @@ class Setting:
         width: Channels of the network at full resolution.
         batch_size: Images in a training step.
         precision: One of `PRECISIONS`.
-        channels_last: Lay images out channels last; this and the settings below apply to lit_ddpm alone.
-        compile: Compile the network.
+        compile: Compile the network, for lit_ddpm and diffusers; the settings below apply to lit_ddpm alone.
+        cuda_graphs: Replay CUDA graphs of the compiled network.
+        channels_last: Lay images out channels last.
         disabled: Optimizations to disable: ``"memory"`` (images in memory), ``"fused"`` (optimizer), ``"foreach"``
             (update of the averages), ``"sdpa"`` (attention).
+        adaptive: Draw timesteps by `AdaptiveTimesteps`, which read the losses of every step; for lit_ddpm alone.
+        num_workers: Processes that read the images of diffusers; the images of lit_ddpm are in memory.
+        clock_every: Steps between readings of the clock, which wait for the GPU; for all libraries.
     """
 
     folder: str
@@ -45,9 +49,13 @@ class Setting:
     width: int = 32
     batch_size: int = 16
     precision: str = "32-true"
-    channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = False
+    channels_last: bool = True
     disabled: Sequence[str] = ()
+    adaptive: bool = False
+    num_workers: int = 0
+    clock_every: int = 1
 
 
 class Library(ABC):
@@ -72,7 +80,7 @@ class Library(ABC):
         """Trains until a number of steps or seconds is reached.
 
         Returns:
-            The seconds of each step but the first, whose beginning is unknown.
+            The seconds of each step but the first, whose beginning is unknown; of a step in each `Setting.clock_every`.
         """
 
     @abstractmethod
@@ -108,17 +116,21 @@ class StepTimer:
     Args:
         num_steps: The number of steps after which training should stop.
         max_seconds: The seconds since the end of the first step after which training should stop.
+        clock_every: Steps between readings of the clock.
     """
 
-    def __init__(self, num_steps: int, max_seconds: float) -> None:
-        self.num_steps, self.max_seconds = num_steps, max_seconds
+    def __init__(self, num_steps: int, max_seconds: float, clock_every: int = 1) -> None:
+        self.num_steps, self.max_seconds, self.clock_every = num_steps, max_seconds, clock_every
         self.times: list[float] = []
+        self._count = 0
 
     def step(self) -> bool:
         """Records the end of a step and returns whether training should stop."""
-        self.times.append(now())
-        return len(self.times) >= self.num_steps or self.times[-1] - self.times[0] >= self.max_seconds
+        if self._count % self.clock_every == 0:
+            self.times.append(now())
+        self._count += 1
+        return self._count >= self.num_steps or self.times[-1] - self.times[0] >= self.max_seconds
 
     def durations(self) -> list[float]:
-        """Returns the seconds of each step but the first."""
-        return [after - before for before, after in pairwise(self.times)]
+        """Returns the mean seconds of a step between two readings of the clock."""
+        return [(after - before) / self.clock_every for before, after in pairwise(self.times)]

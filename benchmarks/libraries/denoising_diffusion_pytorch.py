@@ -44,7 +44,7 @@ class DenoisingDiffusionPytorch(Library):
 
     @override
     def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        timer = StepTimer(num_steps, max_seconds)
+        timer = StepTimer(num_steps, max_seconds, self.setting.clock_every)
         trainer, update = self.trainer, self.trainer.ema.update
 
         def update_and_record() -> None:

@@ -36,6 +36,7 @@ class Diffusers(Library):
             "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
             "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
             "attention_head_dim": 2 * width,
+            "norm_num_groups": min(32, width),
         }
         model = UNet2DModel(
             sample_size=IMAGE_SIZE,
@@ -49,9 +50,12 @@ class Diffusers(Library):
             model.parameters(), decay=0.9999, use_ema_warmup=True, model_cls=UNet2DModel, model_config=model.config
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
-        loader = DataLoader(_Folder(setting), batch_size=setting.batch_size, shuffle=True, drop_last=True)
+        workers = {"num_workers": setting.num_workers, "persistent_workers": setting.num_workers > 0}
+        loader = DataLoader(_Folder(setting), setting.batch_size, shuffle=True, drop_last=True, **workers)
         self.accelerator = Accelerator(mixed_precision="bf16" if setting.precision == "bf16-mixed" else "no")
         rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
+        if setting.compile:
+            model.compile()
         self.network, self.optimizer, self.loader, self.rate = self.accelerator.prepare(model, optimizer, loader, rate)
         self.ema.to(self.accelerator.device)
 
@@ -62,7 +66,7 @@ class Diffusers(Library):
 
     @override
     def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        timer = StepTimer(num_steps, max_seconds)
+        timer = StepTimer(num_steps, max_seconds, self.setting.clock_every)
         self.network.train()
         for clean in chain.from_iterable(repeat(self.loader)):
             noise = torch.randn_like(clean)

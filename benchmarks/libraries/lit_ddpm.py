@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from benchmarks.common.fits import shipped_module, silent_trainer
 from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
-from lit_ddpm import DDPM, DDIMSampler, Denoiser, UNet
+from lit_ddpm import DDPM, AdaptiveTimesteps, DDIMSampler, Denoiser, UNet
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import ImageFolderDataModule
 from lit_ddpm.training.run_directory import RunLogger
@@ -65,11 +65,14 @@ class LitDDPM(Library):
             kind = {"fused": True} if "fused" not in setting.disabled else {"foreach": False}
             return torch.optim.AdamW(params, lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, **kind)
 
-        return DDPM(network, optimizer=adamw, compile=setting.compile, channels_last=setting.channels_last)
+        if setting.compile:
+            network.compile(mode="reduce-overhead" if setting.cuda_graphs else None)
+        timesteps = AdaptiveTimesteps() if setting.adaptive else None
+        return DDPM(network, timesteps=timesteps, optimizer=adamw, channels_last=setting.channels_last)
 
     @override
     def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        timer = StepTimer(num_steps, max_seconds)
+        timer = StepTimer(num_steps, max_seconds, self.setting.clock_every)
         losses: list[Tensor] = []
 
         def record(trainer: lightning.Trainer, module: DDPM, outputs: Any, *_: Any) -> None:
@@ -92,7 +95,7 @@ class LitDDPM(Library):
                 num_sanity_val_steps=0,
             )
             trainer.fit(self.module, self.data)
-        self.autocast = trainer.precision_plugin.forward_context
+        self.device, self.autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         self.losses += torch.stack(losses).tolist()
         return timer.durations()
 
@@ -102,6 +105,7 @@ class LitDDPM(Library):
 
     @override
     def sample(self, num_images: int, num_steps: int) -> Tensor:
+        self.module.to(self.device)  # a fit ends on the CPU
         with self.autocast():
             return self.module.sample(num_images, sampler=DDIMSampler(num_steps, chunk_size=num_images)).clamp(-1, 1)
 

@@ -70,17 +70,22 @@ class GradientGuard(Callback):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of mixed precision with float16
-        if scaler is not None and scaler.get_scale() > 1:
-            return  # the scaler skips such steps itself until it has found the scale
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        # A fused optimizer divides the gradients by the scale, and skips those that are not finite, in its own step.
+        scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         norm = torch.nn.utils.get_total_norm([p.grad for p in _parameters_of(optimizer) if p.grad is not None])
+        sharded = isinstance(trainer.strategy, SHARDED)  # each rank has the gradients of its own shard
+        if not sharded:
+            self._gradient_norm = norm / scale if scaled else norm
+        if scale > 1:
+            return  # the scaler skips steps that are not finite until it has found the scale
         finite = bool(torch.isfinite(norm))
-        if isinstance(trainer.strategy, SHARDED):  # each rank has the gradients of its own shard
+        if sharded:
             finite = trainer.strategy.reduce_boolean_decision(finite)
-        elif scaler is None:
-            self._gradient_norm = norm
         if finite:
             return
-        optimizer.zero_grad(set_to_none=True)
+        if not scaled:
+            optimizer.zero_grad(set_to_none=True)
         self.skipped_steps += 1
         pl_module.log("train/skipped_steps", float(self.skipped_steps))
         where = f"step {pl_module.global_step}, at learning rate {optimizer.param_groups[0]['lr']:g}"
@@ -97,7 +102,7 @@ class GradientGuard(Callback):
     def clip(
         self, module: LightningModule, optimizer: Optimizer, clip_val: float | None, algorithm: str | None
     ) -> None:
-        """Clips as Lightning does, with the known norm; this also allows fused optimizers in bfloat16."""
+        """Clips as Lightning does, with the known norm; this also allows fused optimizers in mixed precision."""
         norm, self._gradient_norm = self._gradient_norm, None
         if norm is None or algorithm not in (None, "norm"):
             module.clip_gradients(optimizer, clip_val, algorithm)

@@ -59,18 +59,24 @@ def test_too_many_nonfinite_steps_stop_training(tmp_path):
     assert all(bool(torch.isfinite(weight).all()) for weight in kept["state_dict"].values())
 
 
-def test_float16_overflow_first_lowers_the_loss_scale():
+@pytest.mark.parametrize("fused", [False, True])
+def test_float16_overflow_first_lowers_the_loss_scale(fused):
     """The loss scale starts at 2 ** 16, as on a GPU, and each overflow halves it."""
-    module = tiny_module()
+
+    def optimizer(params):
+        return torch.optim.AdamW(params, lr=1e-3, fused=fused)
+
+    module = tiny_module(optimizer=optimizer)
     precision = MixedPrecision("16-mixed", device="cpu")
-    trainer(max_epochs=1, callbacks=[Explode({1, 2})], plugins=[precision]).fit(module, digits())
+    run = trainer(max_epochs=1, callbacks=[Explode({1, 2})], plugins=[precision], gradient_clip_val=1.0)
+    run.fit(module, digits())
     assert precision.scaler.get_scale() == 2**14
     assert module.gradient_guard.skipped_steps == 0
     assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
 
     run = trainer(max_epochs=5, callbacks=[Explode(range(100))], plugins=[MixedPrecision("16-mixed", device="cpu")])
     with pytest.raises(FloatingPointError, match=r"not finite at step 18, .*max_skipped_steps = 2 "):
-        run.fit(tiny_module(max_skipped_steps=2), digits())
+        run.fit(tiny_module(max_skipped_steps=2, optimizer=optimizer), digits())
 
 
 def test_max_skipped_steps_is_not_negative():
@@ -78,7 +84,7 @@ def test_max_skipped_steps_is_not_negative():
         tiny_module(max_skipped_steps=-1)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_gradients_are_clipped_as_lightning_clips_them(precision):
     """Also with a fused optimizer in mixed precision, which Lightning refuses."""
 
@@ -86,13 +92,18 @@ def test_gradients_are_clipped_as_lightning_clips_them(precision):
         def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def fit(module, **kwargs):
+        # With precision="16-mixed" Lightning trains in bfloat16 on a CPU.
+        given = {"plugins": [MixedPrecision(precision, "cpu")]} if precision == "16-mixed" else {"precision": precision}
+        trainer(max_epochs=1, **given, **kwargs).fit(module, digits())
+
     weights = []
     for kind, fused in ((DDPM, True), (DDPM, False), (Usual, False)):
         module = tiny_module(kind, optimizer=lambda params, fused=fused: torch.optim.SGD(params, lr=1, fused=fused))
-        trainer(max_epochs=1, gradient_clip_val=1e-3, precision=precision).fit(module, digits())
+        fit(module, gradient_clip_val=1e-3)
         weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     torch.testing.assert_close(weights[0], weights[1])
     assert torch.equal(weights[1], weights[2])
     unclipped = tiny_module(optimizer=lambda params: torch.optim.SGD(params, lr=1))
-    trainer(max_epochs=1, precision=precision).fit(unclipped, digits())
+    fit(unclipped)
     assert not torch.equal(torch.cat([p.detach().flatten() for p in unclipped.parameters()]), weights[1])
