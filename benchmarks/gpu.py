@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.clock import in_turns, now, seconds, synchronizations
-from benchmarks.common.images import image_folder, random_images
+from benchmarks.common.images import RandomDataModule, image_folder, random_images
 from benchmarks.common.report import ratios, spread, table
 from benchmarks.libraries import library
 from benchmarks.libraries.base import Library, Setting
@@ -36,11 +36,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "float32 without tf32": ("lit_ddpm", {"channels_last": False}),
     "tf32": ("lit_ddpm", {"channels_last": False}),
     "tf32, channels_last": ("lit_ddpm", {"channels_last": True}),
-    "16-mixed": ("lit_ddpm", {"precision": "16-mixed", "channels_last": False}),
     "bf16-mixed": ("lit_ddpm", {**BF16, "channels_last": False}),
     "bf16-mixed, optimizer not fused": ("lit_ddpm", {**BF16, "channels_last": False, "disabled": ["fused"]}),
     "bf16-mixed, channels_last": ("lit_ddpm", FAST),
     "bf16-mixed, channels_last, AdaptiveTimesteps": ("lit_ddpm", {**FAST, "adaptive": True}),
+    "bf16-mixed, channels_last, without GradientGuard": ("lit_ddpm", {**FAST, "disabled": ["guard"]}),
     "bf16-mixed, channels_last, compiled": ("lit_ddpm", {**FAST, "compile": True}),
     "bf16-mixed, channels_last, CUDA graphs": ("lit_ddpm", {**FAST, "compile": True, "cuda_graphs": True}),
     "diffusers, tf32": ("diffusers", {}),
@@ -50,13 +50,14 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 """The settings of each row; the first is alone without tf32."""
 
 FEW_ROWS = ("float32 without tf32", "bf16-mixed, channels_last", "diffusers, bf16-mixed")
+COUNTED_STEPS = 12  # in which synchronizations are counted
 
 OPTIONS = {
     "--width": {"type": int, "default": 128, "help": "channels of the network at full resolution"},
     "--batch_size": {"type": int, "default": 128},
     "--steps": {"type": int, "default": 40, "help": "training steps of a round"},
-    "--rounds": {"type": int, "default": 3},
-    "--minutes": {"type": float, "default": 7.0, "help": "after them no further row begins"},
+    "--rounds": {"type": int, "default": 2},
+    "--minutes": {"type": float, "default": 8.0, "help": "after them no further part begins"},
     "--few": {"action": "store_true", "help": f"measure only the rows {', '.join(FEW_ROWS)}, which compile nothing"},
     "--tests": {"action": "store_true", "help": "run the device tests of the suite at the end"},
 }
@@ -79,11 +80,13 @@ def tf32(allowed: bool) -> Iterator[None]:
 class Contestant:
     """A row: a library in one setting, with the measurements of its training and sampling."""
 
-    def __init__(self, name: str, folder: str, args: Namespace) -> None:
+    def __init__(self, name: str, folder: str, data: RandomDataModule, args: Namespace) -> None:
         self.name, self.args = name, args
         kind, settings = ROWS[name]
         common = {"width": args.width, "batch_size": args.batch_size, "clock_every": args.steps // 4}
         self.library: Library = library(kind)(Setting(folder, num_workers=4, **common, **settings))
+        if isinstance(self.library, LitDDPM):
+            self.library.data = data
         self.tf32 = name != "float32 without tf32"
         self.first_seconds = self.peak_gib = float("nan")
 
@@ -109,11 +112,12 @@ class Contestant:
         return steps
 
     def waits(self) -> Counter[str]:
-        """Counts the synchronizations of 40 training steps, by where they occur; those of 8 steps are taken off."""
-        train = partial(self.library.train, max_seconds=float("inf"))
-        found: list[Counter[str]] = [self._run(lambda n=n: synchronizations(lambda: train(n))) for n in (8, 48)]
-        found[1].subtract(found[0])
-        return Counter({place: count for place, count in found[1].items() if count >= 4 and "clock.py" not in place})
+        """Counts the synchronizations of some training steps by place: the difference of two fits."""
+        first, second = (
+            self._run(lambda n=n: synchronizations(lambda: self.library.train(n))) for n in (4, 4 + COUNTED_STEPS)
+        )
+        second.subtract(first)
+        return +second
 
     def sampling(self) -> float:
         """Returns the seconds of a reverse step of DDIM with a batch of images."""
@@ -124,7 +128,7 @@ class Contestant:
 def training_table(contestants: dict[str, Contestant], rounds: int) -> tuple[str, Any]:
     """Measures the training steps of all rows in turns, and counts the synchronizations of each."""
     found = in_turns({name: row.training for name, row in contestants.items()}, rounds)
-    waits = {name: row.waits() for name, row in contestants.items()}
+    waits = {name: row.waits() for name, row in contestants.items() if "tf32" not in name and "compiled" not in name}
     first = next(iter(found.values()))
     rows = [
         [
@@ -132,7 +136,7 @@ def training_table(contestants: dict[str, Contestant], rounds: int) -> tuple[str
             spread([1000 * value for value in values]),
             f"{contestants[name].args.batch_size / statistics.median(values):,.0f}",
             ratios(first, values),
-            f"{sum(waits[name].values()) / 40:.1f}",
+            f"{waits[name].total() / COUNTED_STEPS:.1f}" if name in waits else "",
             f"{contestants[name].peak_gib:.1f}",
             f"{contestants[name].first_seconds:.0f}",
         ]
@@ -149,7 +153,7 @@ def training_table(contestants: dict[str, Contestant], rounds: int) -> tuple[str
     text = table(["setting", *columns], rows)
     places = [f"- {name}: {dict(count)}" for name, count in waits.items() if count]
     if places:
-        text += "\n\nSynchronizations of 40 steps, by place:\n\n" + "\n".join(places)
+        text += f"\n\nSynchronizations of {COUNTED_STEPS} steps by place:\n\n" + "\n".join(places)
     return text, {"seconds": found, "synchronizations": waits}
 
 
@@ -228,15 +232,16 @@ def main(args: Namespace) -> dict[str, Any]:
     contestants: dict[str, Contestant] = {}
 
     def part(title: str, measure: Callable[[], tuple[str, Any]]) -> None:
+        if time.perf_counter() > deadline:
+            print(f"### {title}\n\nNot measured: the time of --minutes is over.\n")
+            return
         text, figures[title] = measure()
         print(f"### {title}\n\n{text}\n", flush=True)
 
-    with image_folder(random_images(8 * args.batch_size)) as folder:
+    data = RandomDataModule(50 * args.batch_size, args.batch_size)
+    with image_folder(random_images(32 * args.batch_size)) as folder:
         for name in FEW_ROWS if args.few else ROWS:
-            if time.perf_counter() > deadline - 60:
-                print(f"{name}: not measured, since the time of --minutes is over.")
-                continue
-            contestants[name] = Contestant(name, folder, args)
+            contestants[name] = Contestant(name, folder, data, args)
             contestants[name].start()
             print(f"{name}: the first steps took {contestants[name].first_seconds:.0f} s", file=sys.stderr, flush=True)
         part("Training", partial(training_table, contestants, args.rounds))
@@ -246,6 +251,5 @@ def main(args: Namespace) -> dict[str, Any]:
         part("Precision of the bound", partial(precision_table, model))
         if args.tests:
             part("Tests", device_tests)
-        if time.perf_counter() < deadline:
-            part("Sampling", partial(sampling_table, contestants, args.rounds))
+        part("Sampling", partial(sampling_table, contestants, args.rounds))
     return figures

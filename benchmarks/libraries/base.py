@@ -38,7 +38,7 @@ class Setting:
         cuda_graphs: Replay CUDA graphs of the compiled network.
         channels_last: Lay images out channels last.
         disabled: Optimizations to disable: ``"memory"`` (images in memory), ``"fused"`` (optimizer), ``"foreach"``
-            (update of the averages), ``"sdpa"`` (attention).
+            (update of the averages), ``"sdpa"`` (attention), ``"guard"`` (the check of the gradients).
         adaptive: Draw timesteps by `AdaptiveTimesteps`, which read the losses of every step; for lit_ddpm alone.
         num_workers: Processes that read the images of diffusers; the images of lit_ddpm are in memory.
         clock_every: Steps between readings of the clock, which wait for the GPU; for all libraries.

@@ -17,7 +17,8 @@ from benchmarks.common.fits import shipped_module, silent_trainer
 from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
 from lit_ddpm import DDPM, AdaptiveTimesteps, DDIMSampler, Denoiser, UNet
 from lit_ddpm.callbacks import EMA
-from lit_ddpm.data import ImageFolderDataModule
+from lit_ddpm.data import ImageDataModule, ImageFolderDataModule
+from lit_ddpm.training.optimization import GradientGuard
 from lit_ddpm.training.run_directory import RunLogger
 
 
@@ -33,7 +34,7 @@ class LitDDPM(Library):
         self.losses: list[float] = []
         self.module = self.make_module()
         self.network = self.module.denoiser.network
-        self.data = ImageFolderDataModule(
+        self.data: ImageDataModule = ImageFolderDataModule(
             setting.folder,
             image_size=IMAGE_SIZE,
             channels=setting.channels,
@@ -84,6 +85,8 @@ class LitDDPM(Library):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if "foreach" in self.setting.disabled:
                 stack.enter_context(mock.patch.object(torch, "_foreach_lerp_", _lerp_one_by_one))
+            if "guard" in self.setting.disabled:
+                stack.enter_context(mock.patch.object(GradientGuard, "on_before_optimizer_step"))
             directory = stack.enter_context(tempfile.TemporaryDirectory())
             trainer = silent_trainer(
                 max_epochs=-1,

@@ -74,7 +74,7 @@ class ELBOProfile(DDPMCallback):
             self._training_kl = _zeros(module)
         if (last := module.last_kl) is not None:
             values = torch.stack([last.kl, torch.ones_like(last.kl)])
-            self._training_kl.index_add_(1, (last.t - 2).to(last.kl.device), values)
+            self._training_kl.index_add_(1, (last.t - 2).to(last.kl.device, non_blocking=True), values)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -205,7 +205,8 @@ class ImageDataModule(LightningDataModule):
         if self.flip and self.trainer is not None and self.trainer.training:
             position = (self.trainer.current_epoch, self.trainer.fit_loop.batch_idx, self.trainer.global_rank)
             generator = keyed_generator("flip", training_seed(), *position)
-            flipped = (torch.rand(len(batch[0]), generator=generator) < 0.5).to(batch[0].device)
+            drawn = torch.rand(len(batch[0]), generator=generator) < 0.5
+            flipped = drawn.to(batch[0].device, non_blocking=True)
             batch = tuple(_flip(entry, flipped) if entry.ndim == batch[0].ndim else entry for entry in batch)
         return batch
 

@@ -67,4 +67,4 @@ class Standardization:
 
     @staticmethod
     def _expanded(values: Tensor, like: Tensor) -> Tensor:
-        return values.to(like.device).reshape(-1, *[1] * (like.ndim - 2))
+        return values.to(like.device, non_blocking=True).reshape(-1, *[1] * (like.ndim - 2))

@@ -38,18 +38,6 @@ class Prediction:
     fraction: Tensor | None = None  # see `Estimate`
     cond: dict[str, Any] = field(default_factory=dict)  # the keyword arguments of the network
 
-    def select(self, rows: Tensor) -> "Prediction":
-        """Returns the prediction of the samples with the indices `rows` (int64, on the CPU)."""
-        if len(rows) == len(self.t):
-            return self
-
-        def chosen(value: Any) -> Any:
-            is_batch = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(self.t)
-            return value[rows.to(value.device)] if is_batch else value
-
-        parts = {name: chosen(value) for name, value in vars(self).items() if name != "cond"}
-        return Prediction(**parts, cond={name: chosen(value) for name, value in self.cond.items()})
-
 
 RANGE_TOLERANCE = 1e-6
 """The distance in log SNR within which two schedules end at the same noise."""

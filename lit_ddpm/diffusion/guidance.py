@@ -74,5 +74,5 @@ class LabelDropout:
         if self.probability == 0 or self.no_label is None:
             return cond
         label: Tensor = cond["label"]
-        dropped = (torch.rand(len(label)) < self.probability).to(label.device)
+        dropped = (torch.rand(len(label)) < self.probability).to(label.device, non_blocking=True)
         return {**cond, "label": label.masked_fill(dropped, self.no_label)}

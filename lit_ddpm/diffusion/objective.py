@@ -67,7 +67,7 @@ class PosteriorKL(Objective):
         variance = denoiser.training_variance
         p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction, variance=variance)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
-        rows = (pred.t == 1).nonzero().flatten().to(x_0.device)
+        rows = (pred.t == 1).nonzero().flatten().to(x_0.device, non_blocking=True)
         if len(rows) > 0:
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
@@ -101,7 +101,8 @@ class X0MSE(_MeanObjective):
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         error = (to_float64(pred.x0_hat) - to_float64(pred.x_0)) ** 2
-        return (self.weighting or UniformWeighting())(denoiser, pred.t).to(error) * error.flatten(1).mean(1)
+        weight = (self.weighting or UniformWeighting())(denoiser, pred.t)
+        return weight.to(error, non_blocking=True) * error.flatten(1).mean(1)
 
 
 @dataclass(eq=False)
@@ -202,7 +203,7 @@ def training_loss(
     t, weight = (timesteps or UniformTimesteps()).sample(len(x_0), denoiser.schedule.num_steps)
     pred = denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
     losses = (objective or PredictionMSE())(denoiser, pred)
-    return TrainingLoss((weight.to(losses) * losses).mean(), losses, weight, pred)
+    return TrainingLoss((weight.to(losses, non_blocking=True) * losses).mean(), losses, weight, pred)
 
 
 @torch.no_grad()
@@ -230,6 +231,6 @@ def kl_forms(denoiser: Denoiser, pred: Prediction) -> tuple[Tensor, Tensor, Tens
     The first two are equal up to rounding. The second is ``w_t`` times the third plus `kl_constant`.
     """
     x0_mse = X0MSE()(denoiser, pred)
-    w_t = kl_weight(denoiser.schedule, pred.t, denoiser.training_variance)
-    constant = kl_constant(denoiser.schedule, pred.t, denoiser.training_variance)
-    return PosteriorKL()(denoiser, pred), w_t.to(x0_mse) * x0_mse + constant.to(x0_mse), x0_mse
+    w_t = expand_like(kl_weight(denoiser.schedule, pred.t, denoiser.training_variance), x0_mse)
+    constant = expand_like(kl_constant(denoiser.schedule, pred.t, denoiser.training_variance), x0_mse)
+    return PosteriorKL()(denoiser, pred), w_t * x0_mse + constant, x0_mse

@@ -19,19 +19,20 @@ class ImportanceFeedback(Callback):
 
     def __init__(self, timesteps: TimestepSampler) -> None:
         self.timesteps = timesteps
-        self._pending: tuple[int, Tensor, Tensor] | None = None  # batch index, timesteps and losses
+        self._pending: tuple[int, bool, _CPUCopy] | None = None  # batch index, whether t is real, timesteps and losses
 
     def observe(self, module: LightningModule, batch_idx: int, t: Tensor, losses: Tensor) -> None:
         """Gathers the timesteps and losses of the current batch, both ``[B]``, if the sampler uses them."""
         if self.timesteps.uses_losses:
-            gathered = module.all_gather(torch.stack([t.to(losses), losses.detach()], dim=1))
+            gathered = module.all_gather(torch.stack([t.to(losses, non_blocking=True), losses.detach()], dim=1))
             assert isinstance(gathered, Tensor)
-            all_t, all_losses = gathered.reshape(-1, 2).T.cpu()
-            self._pending = (batch_idx, all_t if t.is_floating_point() else all_t.round().long(), all_losses)
+            self._pending = batch_idx, t.is_floating_point(), _CPUCopy(gathered.reshape(-1, 2).T)
 
     def _record(self) -> None:
         if self._pending is not None:
-            self.timesteps.update(*self._pending[1:])
+            _, real, copy = self._pending
+            t, losses = copy.wait()
+            self.timesteps.update(t if real else t.round().long(), losses)
             self._pending = None
 
     @override
@@ -48,3 +49,19 @@ class ImportanceFeedback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._pending is not None and self._pending[0] < Progress(trainer).batches:
             self._record()  # the batch is complete, but an error occurred before its last hook
+
+
+class _CPUCopy:
+    """A copy of a tensor on the CPU, which a GPU makes while it goes on with its work."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._copy = values.to("cpu", non_blocking=values.is_cuda)
+        self._made = torch.Event(values.device) if values.is_cuda else None
+        if self._made is not None:
+            self._made.record()
+
+    def wait(self) -> Tensor:
+        """Returns the copy once it is made."""
+        if self._made is not None:
+            self._made.synchronize()
+        return self._copy

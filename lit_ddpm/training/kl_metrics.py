@@ -1,6 +1,6 @@
 """Both forms of the KL of a training batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,14 @@ class KLMetrics:
 @torch.no_grad()
 def kl_metrics(denoiser: Denoiser, pred: Prediction, weight: Tensor) -> KLMetrics | None:
     """Computes both forms of the KL from a prediction and the weights of its timesteps; None if all have t = 1."""
-    rows = (pred.t >= 2).nonzero().flatten()
-    if len(rows) == 0:
+    has_kl = pred.t >= 2
+    if not bool(has_kl.any()):
         return None
-    kl, kl_from_x0_mse, x0_mse = kl_forms(denoiser, pred.select(rows))
-    weight = weight[rows].to(kl)
+    # At t = 1 both forms are computed at t = 2 and then left out: a selection of images would copy them.
+    forms = torch.stack(kl_forms(denoiser, replace(pred, t=pred.t.clamp(min=2))))
+    rows = has_kl.nonzero().flatten()
+    kl, kl_from_x0_mse, x0_mse = forms[:, rows.to(forms.device, non_blocking=True)]
+    weight = weight[rows].to(kl, non_blocking=True)
     values = {"train/kl": (weight * kl).mean(), "train/x0_mse": (weight * x0_mse).mean()}
     if denoiser.variance != "learned":  # the KL of a learned variance is not a weighted x0-MSE
         values["train/kl_from_x0_mse"] = (weight * kl_from_x0_mse).mean()

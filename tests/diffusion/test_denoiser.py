@@ -1,11 +1,10 @@
 """Predictions of a denoiser, and its learned variance."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from helpers import FIT_DIGITS, LabelledNetwork, VarianceNetwork, error_of, learned_variance_denoiser
+from helpers import FIT_DIGITS, VarianceNetwork, error_of, learned_variance_denoiser
 
 from lit_ddpm import (
     AncestralSampler,
@@ -164,13 +163,3 @@ def test_what_does_not_fit_a_learned_variance_is_refused(capsys):
     message = error_of(capsys, [*FIT_DIGITS, "--model.variance=learned", "--model.objective=PosteriorKL"])
     assert "out_channels = 1 of UNet does not fit images of image_shape = [1, 8, 8]" in message
     assert "variance='learned' needs 2" in message
-
-
-def test_a_prediction_has_its_conditions():
-    denoiser = Denoiser(LabelledNetwork(3), LinearSchedule(20), VParametrization())
-    x_0, label, scale = torch.zeros(3, 1, 4, 4), torch.tensor([0, 1, 2]), torch.tensor(2.0)
-    pred = denoiser.predict(x_0, torch.tensor([2, 3, 4]), torch.randn_like(x_0), label=label)
-    chosen = replace(pred, cond={"label": label, "scale": scale}).select(torch.tensor([2, 0]))
-    assert torch.equal(chosen.cond["label"], torch.tensor([2, 0]))
-    assert chosen.cond["scale"] is scale
-    assert torch.equal(chosen.t, torch.tensor([4, 2]))

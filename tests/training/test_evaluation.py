@@ -1,6 +1,7 @@
 import json
 import math
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_metrics_of_the_kl_are_weighted_and_leave_out_the_first_timestep():
     weight = torch.tensor([3.0, 100.0, 0.5, 2.0], dtype=torch.float64)
     metrics = kl_metrics(denoiser, pred, weight)
     assert metrics.t.tolist() == [2, 9, 20]
-    kl, kl_from_x0_mse, x0_mse = kl_forms(denoiser, pred.select(torch.tensor([0, 2, 3])))
+    kl, kl_from_x0_mse, x0_mse = (form[[0, 2, 3]] for form in kl_forms(denoiser, replace(pred, t=pred.t.clamp(min=2))))
     for name, values in (("kl", kl), ("kl_from_x0_mse", kl_from_x0_mse), ("x0_mse", x0_mse)):
         expected = float((weight[[0, 2, 3]] * values).sum()) / 3
         assert float(metrics.values[f"train/{name}"]) == pytest.approx(expected, rel=1e-9)
