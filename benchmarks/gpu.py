@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common.clock import in_turns, now, seconds, synchronizations
 from benchmarks.common.images import RandomDataModule, image_folder, random_images
@@ -41,10 +41,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16-mixed, channels_last": ("lit_ddpm", FAST),
     "bf16-mixed, channels_last, AdaptiveTimesteps": ("lit_ddpm", {**FAST, "adaptive": True}),
     "bf16-mixed, channels_last, without GradientGuard": ("lit_ddpm", {**FAST, "disabled": ["guard"]}),
-    "bf16-mixed, channels_last, compiled": ("lit_ddpm", {**FAST, "compile": True}),
-    "bf16-mixed, channels_last, CUDA graphs": ("lit_ddpm", {**FAST, "compile": True, "cuda_graphs": True}),
     "diffusers, tf32": ("diffusers", {}),
     "diffusers, bf16-mixed": ("diffusers", BF16),
+    "bf16-mixed, channels_last, compiled": ("lit_ddpm", {**FAST, "compile": True}),
+    "bf16-mixed, channels_last, CUDA graphs": ("lit_ddpm", {**FAST, "compile": True, "cuda_graphs": True}),
+    "bf16-mixed, compiled": ("lit_ddpm", {**BF16, "channels_last": False, "compile": True}),
     "diffusers, bf16-mixed, compiled": ("diffusers", {**BF16, "compile": True}),
 }
 """The settings of each row; the first is alone without tf32."""
@@ -62,8 +63,8 @@ OPTIONS = {
     "--steps": {"type": int, "default": 40, "help": "training steps of a round"},
     "--rounds": {"type": int, "default": 2},
     "--minutes": {"type": float, "default": 8.0, "help": "after them no further part begins"},
-    "--few": {"action": "store_true", "help": f"measure only the rows {', '.join(FEW_ROWS)}, which compile nothing"},
-    "--tests": {"action": "store_true", "help": "run the device tests of the suite at the end"},
+    "--calls": {"type": int, "default": 50, "help": "network calls for an image in the evaluation"},
+    "--few": {"action": "store_true", "help": "measure a few rows, which compile nothing, and run no tests"},
 }
 
 
@@ -170,25 +171,26 @@ def sampling_table(contestants: dict[str, Contestant], rounds: int) -> tuple[str
     return table(["setting", "reverse step (ms)", "speed-up"], rows), found
 
 
+def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) -> None:
+    """Calls a network several times."""
+    for _ in range(count):
+        network(images, t)
+
+
 @torch.no_grad()
 def evaluation_table(model: LitDDPM, args: Namespace) -> tuple[str, Any]:
     """Compares the exact bound and the ancestral sampler with the bare calls of their network, by batch size."""
-    denoiser, num_steps, rows, figures = model.module.denoiser.to(model.device), 50, [], {}
+    denoiser, num_steps, rows, figures = model.module.denoiser.to(model.device), args.calls, [], {}
     denoiser = Denoiser(denoiser.network, LinearSchedule(num_steps), denoiser.parametrization, clip=True).eval()
     pixels = random_images(4 * args.batch_size)
     for count in (args.batch_size // 2, args.batch_size, 4 * args.batch_size):
         images = to_float(pixels[:count], 256).to(model.device)
         t = torch.ones(count, dtype=torch.int64, device=model.device)
 
-        def calls(images: Tensor = images, t: Tensor = t) -> None:
-            for _ in range(num_steps):
-                denoiser.network(images, t)
-
-        sampler = AncestralSampler(chunk_size=count)
         contestants = {
-            "network": calls,
+            "network": partial(repeated_calls, denoiser.network, images, t, num_steps),
             "bound": partial(variational_bound, denoiser, images, DiscretizedGaussian(256)),
-            "sampler": partial(sampler, denoiser, tuple(images.shape)),
+            "sampler": partial(AncestralSampler(chunk_size=count), denoiser, tuple(images.shape)),
         }
         with model.autocast():
             found = in_turns({k: partial(seconds, work) for k, work in contestants.items()}, args.rounds, warm_up=True)
@@ -231,7 +233,7 @@ def device_tests() -> tuple[str, Any]:
 
 
 def main(args: Namespace) -> dict[str, Any]:
-    """Measures all parts."""
+    """Measures all parts, and prints each when it is complete."""
     deadline = time.perf_counter() + 60 * args.minutes
     figures: dict[str, Any] = {}
     contestants: dict[str, Contestant] = {}
@@ -246,6 +248,9 @@ def main(args: Namespace) -> dict[str, Any]:
     data = RandomDataModule(50 * args.batch_size, args.batch_size)
     with image_folder(random_images(32 * args.batch_size)) as folder:
         for name in FEW_ROWS if args.few else ROWS:
+            if time.perf_counter() > deadline - 30 * args.minutes:  # half of the time is for the measurements
+                print(f"{name}: not measured, since half of --minutes is over.")
+                continue
             contestants[name] = Contestant(name, folder, data, args)
             contestants[name].start()
             print(f"{name}: the first steps took {contestants[name].first_seconds:.0f} s", file=sys.stderr, flush=True)
@@ -254,7 +259,7 @@ def main(args: Namespace) -> dict[str, Any]:
         assert isinstance(model, LitDDPM)
         part("Evaluation beyond the network", partial(evaluation_table, model, args))
         part("Precision of the bound", partial(precision_table, model))
-        if args.tests:
-            part("Tests", device_tests)
         part("Sampling", partial(sampling_table, contestants, args.rounds))
+        if not args.few:
+            part("Tests", device_tests)
     return figures

@@ -12,7 +12,7 @@ from helpers import ROOT, set_up
 from PIL import Image
 from torch import nn
 
-from benchmarks import bits, streaming
+from benchmarks import bits, gpu, streaming
 from benchmarks.__main__ import FILES
 from benchmarks.common import report
 from benchmarks.kernels import Convolutions, kind_of
@@ -77,6 +77,19 @@ def test_convolutions_are_those_of_the_network(precision, monkeypatch):
 )
 def test_operators_are_grouped_by_kind(name, kind):
     assert kind_of(name) == kind
+
+
+def test_gpu_in_miniature(capsys):
+    """Without a GPU each part runs on the CPU, and nothing waits."""
+    settings = {"width": 8, "batch_size": 2, "steps": 4, "rounds": 1, "minutes": 8, "calls": 20, "few": True}
+    figures = gpu.main(Namespace(**settings))
+    assert list(figures) == ["Training", "Evaluation beyond the network", "Precision of the bound", "Sampling"]
+    assert set(figures["Training"]["seconds"]) == set(gpu.FEW_ROWS) <= set(gpu.ROWS)
+    assert set(gpu.SAMPLED_ROWS) <= set(gpu.ROWS)
+    assert not any(figures["Training"]["synchronizations"].values()) or torch.cuda.is_available()
+    differences = figures["Precision of the bound"]
+    assert differences["float32 without tf32"] < 1e-6 < differences["bfloat16"]
+    assert "| diffusers, bf16-mixed |" in capsys.readouterr().out
 
 
 def test_streaming_in_miniature(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -52,6 +53,7 @@ class Diffusers(Library):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
         workers = {"num_workers": setting.num_workers, "persistent_workers": setting.num_workers > 0}
         loader = DataLoader(_Folder(setting), setting.batch_size, shuffle=True, drop_last=True, **workers)
+        AcceleratorState._reset_state(reset_partial_state=True)  # that of another precision in this process
         self.accelerator = Accelerator(mixed_precision="bf16" if setting.precision == "bf16-mixed" else "no")
         rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
         if setting.compile:
