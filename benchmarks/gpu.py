@@ -27,7 +27,7 @@ from benchmarks.common.report import ratios, spread, table
 from benchmarks.libraries import library
 from benchmarks.libraries.base import Library, Setting
 from benchmarks.libraries.lit_ddpm import LitDDPM
-from lit_ddpm import AncestralSampler, Denoiser, DiscretizedGaussian, LinearSchedule, variational_bound
+from lit_ddpm import AncestralSampler, CosineSchedule, Denoiser, DiscretizedGaussian, variational_bound
 from lit_ddpm.data import to_float
 
 BF16 = {"precision": "bf16-mixed"}
@@ -181,7 +181,7 @@ def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) ->
 def evaluation_table(model: LitDDPM, args: Namespace) -> tuple[str, Any]:
     """Compares the exact bound and the ancestral sampler with the bare calls of their network, by batch size."""
     denoiser, num_steps, rows, figures = model.module.denoiser.to(model.device), args.calls, [], {}
-    denoiser = Denoiser(denoiser.network, LinearSchedule(num_steps), denoiser.parametrization, clip=True).eval()
+    denoiser = Denoiser(denoiser.network, CosineSchedule(num_steps), denoiser.parametrization, clip=True).eval()
     pixels = random_images(4 * args.batch_size)
     for count in (args.batch_size // 2, args.batch_size, 4 * args.batch_size):
         images = to_float(pixels[:count], 256).to(model.device)

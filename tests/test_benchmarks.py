@@ -81,7 +81,7 @@ def test_operators_are_grouped_by_kind(name, kind):
 
 def test_gpu_in_miniature(capsys):
     """Without a GPU each part runs on the CPU, and nothing waits."""
-    settings = {"width": 8, "batch_size": 2, "steps": 4, "rounds": 1, "minutes": 8, "calls": 20, "few": True}
+    settings = {"width": 8, "batch_size": 2, "steps": 4, "rounds": 1, "minutes": 8, "calls": 4, "few": True}
     figures = gpu.main(Namespace(**settings))
     assert list(figures) == ["Training", "Evaluation beyond the network", "Precision of the bound", "Sampling"]
     assert set(figures["Training"]["seconds"]) == set(gpu.FEW_ROWS) <= set(gpu.ROWS)
