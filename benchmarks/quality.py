@@ -1,52 +1,138 @@
-"""Bits/dim and FID of lit_ddpm, diffusers and denoising-diffusion-pytorch after the same training time on MNIST.
+"""Bits/dim and FID of models of equal size after 1, 3 and 10 minutes of one core on MNIST, for three seeds.
 
-Each trains for ten minutes on the same cores with its documented defaults, in bfloat16 mixed precision: lit_ddpm with
-``configs/mnist.yaml`` as in ``docs/datasets.md``, `diffusers` with the network and the settings of its guide to
-unconditional training, `denoising-diffusion-pytorch` with those of its README. Digits are padded to 32x32, since the
-networks of the other two halve an image many times. The ledger of lit_ddpm measures all three models, each through its
-own network and noise schedule. The FID is that of samples by DDIM in the same number of steps, in the features of a
-small classifier that is trained here.
+lit_ddpm trains ``configs/mnist.yaml`` in bfloat16. `diffusers` and `denoising-diffusion-pytorch` train a network of the
+same size with the other settings of their documentation. ``--rows changes`` gives lit_ddpm one setting of `diffusers`
+at a time, and ``--rows defaults`` the other programs the networks of their documentation.
+
+The clock is the CPU time of the training process, which runs on one core; two trainings run side by side. At each mark
+the clock stops, and the ledger and the sampler of lit_ddpm measure the averaged model, with the same images and noise
+for all. The FID is in the features of a small classifier that is trained here. Complete trainings are not repeated.
 """
 
-import time
+import json
+import math
+import statistics
 from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common.images import MNISTFiles, image_folder, write_grid
 from benchmarks.common.metrics import ImageMetrics
-from benchmarks.common.report import table
-from benchmarks.libraries import LIBRARIES, library
-from benchmarks.libraries.base import Library
-from lit_ddpm import Denoiser, DiscretizedGaussian, variational_bound
+from benchmarks.common.report import mean_and_deviation, silence, table
+from benchmarks.libraries import library
+from benchmarks.libraries.base import Budget, Library, Setting
+from lit_ddpm import DDIMSampler, Denoiser, DiscretizedGaussian, variational_bound
 from lit_ddpm.data import to_float, to_uint8
 from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.diffusion.report import Report
 
+MINUTES = (1.0, 3.0, 10.0)
+NUM_IMAGES, NUM_CALLS = 100, 32  # of the bound: held-out images, and network calls for each
+NUM_SAMPLES, NUM_STEPS = 256, 20  # of the FID: samples, and steps of DDIM
+
+LR_1E_4 = ("--model.optimizer.lr=1e-4", "--model.optimizer.betas=[0.95,0.999]", "--model.optimizer.weight_decay=1e-6")
+EPS_MSE = (
+    *("--model.parametrization=lit_ddpm.EpsParametrization", "--model.objective=lit_ddpm.PredictionMSE"),
+    "--model.timesteps=lit_ddpm.UniformTimesteps",
+)
+LINEAR = ("--model.schedule=lit_ddpm.LinearSchedule", "--model.time=t")
+PLAIN_NETWORK = ("--model.network.fourier_features=[]",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training: the program, with options of its class and settings of the data."""
+
+    program: str
+    image_size: int = 28
+    batch_size: int = 64
+    options: Sequence[str] = ()  # of ``lit-ddpm fit --config mnist``
+    guide: bool = False  # whether lit_ddpm has the optimizer steps of the guide of diffusers
+    network: dict[str, Any] = field(default_factory=dict)  # of the other programs
+
+    def library(self, folder: str, seed: int) -> Library:
+        """Makes the model to train, in bfloat16."""
+        size = {"image_size": self.image_size, "batch_size": self.batch_size, "channels": 1}
+        setting = Setting(folder, width=24, precision="bf16-mixed", seed=seed, **size)
+        kind: Any = library(self.program)
+        if self.program == "lit_ddpm":
+            from benchmarks.libraries.lit_ddpm import Configured
+
+            guide = {"ema_decay": 0.9999, "gradient_clip_val": 1.0, "learning_rate": warm_up} if self.guide else {}
+            return Configured(setting, "mnist", self.options, **guide)
+        if self.program == "diffusers":
+            return kind(setting, self.network)  # type: ignore[no-any-return]
+        from benchmarks.libraries.denoising_diffusion_pytorch import README
+
+        return kind(setting, self.network, README)  # type: ignore[no-any-return]
+
+
+def warm_up(fraction: float, num_steps: int) -> float:
+    """Returns the factor of the learning rate in the guide of diffusers, whose cosine ends after 100,000 steps."""
+    return min(num_steps / 500, 0.5 * (1 + math.cos(math.pi * num_steps / 100_000)))
+
+
+ATTENTION = {
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+}
+SAME_SIZE = {"block_out_channels": (24, 48, 72), "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 24}
+GUIDE = {
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+}
+DDP = "denoising-diffusion-pytorch"
+ROWS = {
+    "programs": {
+        "lit_ddpm": Row("lit_ddpm"),
+        "diffusers": Row("diffusers", batch_size=16, network=ATTENTION | SAME_SIZE),
+        DDP: Row(DDP, batch_size=32, network={"dim_mults": (1, 2, 3), "full_attn": (False, False, True)}),
+    },
+    "changes": {
+        "lit_ddpm": Row("lit_ddpm"),
+        "objective: eps-MSE at uniform timesteps": Row("lit_ddpm", options=EPS_MSE),
+        "schedule: linear, the network gets t": Row("lit_ddpm", options=LINEAR),
+        "network: no Fourier features": Row("lit_ddpm", options=PLAIN_NETWORK),
+        "optimizer: of the guide, batches of 16": Row("lit_ddpm", batch_size=16, options=LR_1E_4, guide=True),
+        "all four": Row("lit_ddpm", batch_size=16, options=(*EPS_MSE, *LINEAR, *PLAIN_NETWORK, *LR_1E_4), guide=True),
+        "diffusers": Row("diffusers", batch_size=16, network=ATTENTION | SAME_SIZE),
+    },
+    "defaults": {
+        "diffusers": Row("diffusers", image_size=32, batch_size=16, network=GUIDE),
+        DDP: Row(DDP, image_size=32, batch_size=32, network={"dim": 64, "dim_mults": (1, 2, 4, 8)}),
+    },
+}
+
 OPTIONS = {
     "--root": {"required": True, "help": "the folder with the files of MNIST's test split"},
-    "--minutes": {"type": float, "default": 10},
-    "--images": {"type": int, "default": 100, "help": "held-out images for the bound"},
-    "--calls": {"type": int, "default": 32, "help": "network calls per image for the bound"},
-    "--samples": {"type": int, "default": 256, "help": "samples for the FID"},
-    "--steps": {"type": int, "default": 20, "help": "steps of DDIM"},
-    "--pictures": {"help": "a folder for a grid of each library's samples"},
+    "--rows": {"choices": list(ROWS), "default": "programs"},
+    "--minutes": {"type": float, "nargs": "+", "default": MINUTES, "help": "minutes of one core at which to measure"},
+    "--seeds": {"type": int, "default": 3},
+    "--jobs": {"type": int, "default": 2, "help": "trainings side by side, each on one core"},
+    "--output_dir": {"type": Path, "default": Path("runs/quality"), "help": "for the figures of each training"},
 }
 
 
 class Classifier(nn.Module):
-    """A small classifier of uint8 digits ``[N, 1, 32, 32]`` that returns 64 features and the logits."""
+    """A small classifier of uint8 digits ``[N, 1, S, S]`` that returns 64 features and the logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_size: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in ((1, 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 64), nn.ReLU())
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (image_size // 8) ** 2, 64), nn.ReLU())
         self.classes = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +144,7 @@ class Classifier(nn.Module):
 def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
     """Trains the classifier."""
     torch.manual_seed(0)
-    classifier = Classifier()
+    classifier = Classifier(images.shape[-1])
     optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3)
     for _ in range(4):
         for rows in torch.randperm(len(images)).split(64):
@@ -69,48 +155,119 @@ def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
     return classifier.eval()
 
 
-def ledger_of(denoiser: Denoiser, images: Tensor, num_calls: int) -> Report:
+def ledger_of(denoiser: Denoiser, images: Tensor) -> Report:
     """Estimates the bound of uint8 images."""
-    ledger = Ledger(denoiser.schedule.num_steps, num_calls)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for first in range(0, len(images), 50):
-            batch = to_float(images[first : first + 50], 256)
-            index = torch.arange(first, first + len(batch))
-            ledger.update(variational_bound(denoiser, batch, DiscretizedGaussian(256), num_calls, index=index))
+    ledger = Ledger(denoiser.schedule.num_steps, NUM_CALLS)
+    for index in torch.arange(len(images)).split(50):
+        batch = to_float(images[index], 256)
+        ledger.update(variational_bound(denoiser, batch, DiscretizedGaussian(256), NUM_CALLS, index=index))
     return ledger.report()
 
 
-def train_and_measure(model: Library, test: Tensor, metrics: ImageMetrics, args: Namespace) -> tuple[Any, Tensor]:
-    """Trains a library's model and returns its figures and its samples, uint8."""
-    start = time.perf_counter()
-    steps = len(model.train(10**9, 60 * args.minutes)) + 1
-    minutes = (time.perf_counter() - start) / 60
-    total = ledger_of(model.denoiser(), test[: args.images], args.calls).terms["total"]
-    chunks = [model.sample(64, args.steps) for _ in range(-(-args.samples // 64))]
-    samples = to_uint8(torch.cat(chunks)[: args.samples])
-    figures = {"parameters": model.num_parameters(), "minutes": minutes, "steps": steps}
-    figures |= {"bpd": total.value, "bpd_error": total.se_images + total.se_noise}
-    return figures | metrics(samples, kid_subset_size=min(100, args.samples // 2)), samples
+@dataclass
+class Training:
+    """One training of a row, in its own process."""
+
+    name: str
+    row: Row
+    seed: int
+    marks: Sequence[float]  # minutes
+    folder: str
+    metrics: ImageMetrics
+    test: Tensor  # uint8
+    path: Path  # of its figures
+
+    def __call__(self) -> dict[str, Any]:
+        """Trains and measures, and writes the figures and the samples of the last mark."""
+        silence()
+        torch.set_num_threads(1)
+        budget = Budget([60 * mark for mark in self.marks], self.measure)
+        torch.manual_seed(self.seed)
+        self.model = self.row.library(self.folder, self.seed)
+        self.found: dict[str, Any] = {"parameters": self.model.num_parameters(), "marks": []}
+        self.model.run(budget)
+        write_grid(self.path.with_suffix(".png"), self.samples[:64])
+        self.path.write_text(json.dumps(self.found, indent=1))
+        return self.found
+
+    def measure(self, seconds: float, num_steps: int) -> None:
+        """Measures the averaged model at a mark, in bfloat16; the state of torch's generator stays as it was."""
+        with torch.random.fork_rng(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            denoiser = self.model.denoiser()
+            total = ledger_of(denoiser, self.test[:NUM_IMAGES]).terms["total"]
+            shape = (NUM_SAMPLES, 1, self.row.image_size, self.row.image_size)
+            self.samples = to_uint8(DDIMSampler(NUM_STEPS)(denoiser, shape).clamp(-1, 1))
+        figures = {"minutes": seconds / 60, "steps": num_steps, "bpd": total.value}
+        figures |= {"se_images": total.se_images, "se_noise": total.se_noise}
+        fid = self.metrics(self.samples, kid_subset_size=NUM_SAMPLES // 2)["fid"]
+        self.found["marks"].append(figures | {"fid": fid})
+
+
+def run(training: Training) -> dict[str, Any]:
+    """Runs a training unless its figures exist; a function of the module, for another process."""
+    if training.path.is_file():
+        return json.loads(training.path.read_text())  # type: ignore[no-any-return]
+    return training()
+
+
+def plot(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Draws bits/dim and FID against minutes, with a line for each seed."""
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    for axis, key, label in zip(axes, ("bpd", "fid"), ("bits/dim", "FID"), strict=True):
+        for number, (name, seeds) in enumerate(found.items()):
+            for seed, training in enumerate(seeds):
+                points = [(mark["minutes"], mark[key]) for mark in training["marks"]]
+                axis.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label="" if seed else name, alpha=0.7)
+        axis.set(xscale="log", yscale="log", xlabel="minutes of one core", ylabel=label)
+        axis.set_xticks(minutes := [mark["minutes"] for mark in seeds[0]["marks"]], [f"{m:g}" for m in minutes])
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def quality_table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Formats the mean and the standard deviation over the seeds at each mark."""
+    rows = []
+    for name, seeds in found.items():
+        for marks in zip(*(training["marks"] for training in seeds), strict=True):
+            rows.append(
+                [
+                    name,
+                    f"{seeds[0]['parameters'] / 1e6:.2f} M",
+                    f"{marks[0]['minutes']:g}",
+                    f"{statistics.median(mark['steps'] for mark in marks):,.0f}",
+                    mean_and_deviation([mark["bpd"] for mark in marks]),
+                    mean_and_deviation([mark["fid"] for mark in marks], ".1f"),
+                ]
+            )
+    return table(["training", "parameters", "minutes", "steps", "bits/dim", "FID"], rows)
 
 
 def main(args: Namespace) -> dict[str, Any]:
-    """Trains and measures all libraries."""
+    """Trains and measures all rows."""
     splits = MNISTFiles(args.root).splits()
-    train, test = (F.pad(splits[name].images, (2, 2, 2, 2)) for name in ("train", "test"))
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    padding = (2, 2, 2, 2) if args.rows == "defaults" else (0, 0, 0, 0)
+    train, test = (F.pad(splits[name].images, padding) for name in ("train", "test"))
     metrics = ImageMetrics(train_classifier(train, splits["train"].labels), train)
     correct = metrics.extractor(test)[1].argmax(1) == splits["test"].labels
-    print(f"The classifier's accuracy on the test split is {100 * float(correct.float().mean()):.1f}%.\n")
-    rows, figures = [], {}
-    with image_folder(train) as folder:
-        for name in LIBRARIES:
-            torch.manual_seed(0)
-            model = library(name).with_documented_defaults(folder)
-            f, samples = train_and_measure(model, test, metrics, args)
-            figures[name] = f
-            size, error = f"{f['parameters'] / 1e6:.1f} M", f"{f['bpd']:.3f} ± {f['bpd_error']:.3f}"
-            rows.append([name, size, f"{f['minutes']:.1f}", f"{f['steps']:,}", error, f"{f['fid']:.2f}"])
-            print(f"{name}: {rows[-1][1:]}", flush=True)
-            if args.pictures:
-                write_grid(Path(args.pictures) / f"{name}.png", samples[:64])
-    print(f"\n{table(['library', 'parameters', 'minutes', 'steps', 'bits/dim', 'FID'], rows)}")
-    return figures
+    print(f"The classifier's accuracy on the test split is {100 * float(correct.float().mean()):.1f}%.\n", flush=True)
+    found: dict[str, list[Any]] = {name: [None] * args.seeds for name in ROWS[args.rows]}
+    with image_folder(train) as folder, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        waiting = {}
+        for seed in range(args.seeds):
+            for number, (name, row) in enumerate(ROWS[args.rows].items()):
+                path = args.output_dir / f"{args.rows}_{number}_{seed}.json"
+                training = Training(name, row, seed, args.minutes, folder, metrics, test, path)
+                waiting[pool.submit(run, training)] = name, seed
+        for future in as_completed(waiting):
+            name, seed = waiting[future]
+            found[name][seed] = future.result()
+            last = found[name][seed]["marks"][-1]
+            print(f"{name}, seed {seed}: {last['bpd']:.3f} bits/dim, FID {last['fid']:.1f}", flush=True)
+    plot(args.output_dir / f"{args.rows}.png", found)
+    print(f"\n{quality_table(found)}")
+    rows = {name: asdict(row) for name, row in ROWS[args.rows].items()}
+    return {"rows": rows, "trainings": found}

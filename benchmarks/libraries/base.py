@@ -1,21 +1,22 @@
 """The common interface of the libraries, and the settings of a training."""
 
 import statistics
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from benchmarks.common.clock import now, seconds
 
 if TYPE_CHECKING:
     from lit_ddpm import Denoiser
 
-IMAGE_SIZE = 32
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -29,7 +30,8 @@ class Setting:
     """Settings of a training.
 
     Attributes:
-        folder: The folder of the images, PNG files of 32x32 pixels or more.
+        folder: The folder of the images, PNG files.
+        image_size: Their height and width; larger ones are cropped to it.
         channels: 1 or 3.
         width: Channels of the network at full resolution.
         batch_size: Images in a training step.
@@ -37,6 +39,7 @@ class Setting:
         compile: Compile the network, for lit_ddpm and diffusers; the settings below apply to lit_ddpm alone.
         cuda_graphs: Replay CUDA graphs of the compiled network.
         channels_last: Lay images out channels last.
+        seed: The seed of lit_ddpm; the others take the state of torch's generator.
         disabled: Optimizations to disable: ``"memory"`` (images in memory), ``"fused"`` (optimizer), ``"foreach"``
             (update of the averages), ``"sdpa"`` (attention), ``"guard"`` (the check of the gradients).
         adaptive: Draw timesteps by `AdaptiveTimesteps`, which read the losses of every step; for lit_ddpm alone.
@@ -45,6 +48,7 @@ class Setting:
     """
 
     folder: str
+    image_size: int = 32
     channels: int = 3
     width: int = 32
     batch_size: int = 16
@@ -52,6 +56,7 @@ class Setting:
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool = True
+    seed: int = 0
     disabled: Sequence[str] = ()
     adaptive: bool = False
     num_workers: int = 0
@@ -70,18 +75,9 @@ class Library(ABC):
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
-    @classmethod
     @abstractmethod
-    def with_documented_defaults(cls, folder: str) -> "Library":
-        """Makes the model that the library's documentation trains, for gray 32x32 images in bfloat16."""
-
-    @abstractmethod
-    def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        """Trains until a number of steps or seconds is reached.
-
-        Returns:
-            The seconds of each step but the first, whose beginning is unknown; of a step in each `Setting.clock_every`.
-        """
+    def run(self, timer: "StepTimer") -> None:
+        """Trains until the timer ends the training."""
 
     @abstractmethod
     def sample(self, num_images: int, num_steps: int) -> Tensor:
@@ -89,7 +85,17 @@ class Library(ABC):
 
     @abstractmethod
     def denoiser(self) -> "Denoiser":
-        """Returns the averaged model, for the variational bound; training cannot continue after it."""
+        """Returns a copy of the averaged model, during a training or after it, for the variational bound."""
+
+    def train(self, num_steps: int) -> list[float]:
+        """Trains for a number of steps.
+
+        Returns:
+            The seconds of each step but the first, whose beginning is unknown; of a step in each `Setting.clock_every`.
+        """
+        timer = StepTimer(num_steps, self.setting.clock_every)
+        self.run(timer)
+        return timer.durations()
 
     def num_parameters(self) -> int:
         """Counts the network's parameters."""
@@ -115,22 +121,50 @@ class StepTimer:
 
     Args:
         num_steps: The number of steps after which training should stop.
-        max_seconds: The seconds since the end of the first step after which training should stop.
         clock_every: Steps between readings of the clock.
     """
 
-    def __init__(self, num_steps: int, max_seconds: float, clock_every: int = 1) -> None:
-        self.num_steps, self.max_seconds, self.clock_every = num_steps, max_seconds, clock_every
+    def __init__(self, num_steps: int, clock_every: int = 1) -> None:
+        self.num_steps, self.clock_every = num_steps, clock_every
         self.times: list[float] = []
-        self._count = 0
+        self.count = 0
 
     def step(self) -> bool:
         """Records the end of a step and returns whether training should stop."""
-        if self._count % self.clock_every == 0:
+        if self.count % self.clock_every == 0:
             self.times.append(now())
-        self._count += 1
-        return self._count >= self.num_steps or self.times[-1] - self.times[0] >= self.max_seconds
+        self.count += 1
+        return self.count >= self.num_steps
 
     def durations(self) -> list[float]:
         """Returns the mean seconds of a step between two readings of the clock."""
         return [(after - before) / self.clock_every for before, after in pairwise(self.times)]
+
+
+class Budget(StepTimer):
+    """Ends a training after some CPU time of its process, and measures the model at marks before, off the clock.
+
+    CPU time does not depend on other processes of the machine; worker processes that load data are not counted.
+
+    Args:
+        marks: CPU seconds since the timer was made; the training ends at the last.
+        measure: Called at each mark, with the mark and the number of steps.
+    """
+
+    def __init__(self, marks: Sequence[float], measure: Callable[[float, int], None]) -> None:
+        super().__init__(10**9)
+        self.marks, self.measure = list(marks), measure
+        self._start = time.process_time()
+
+    def used(self) -> float:
+        """Returns the CPU seconds so far, without measurements."""
+        return time.process_time() - self._start
+
+    @override
+    def step(self) -> bool:
+        self.count += 1
+        while self.marks and self.used() >= self.marks[0]:
+            before = time.process_time()
+            self.measure(self.marks.pop(0), self.count)
+            self._start += time.process_time() - before
+        return not self.marks

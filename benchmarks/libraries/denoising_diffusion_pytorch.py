@@ -1,6 +1,7 @@
 """`denoising-diffusion-pytorch`: `Unet`, `GaussianDiffusion` and its `Trainer`."""
 
 import contextlib
+import copy
 import io
 import tempfile
 from typing import Any
@@ -9,7 +10,10 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from torch import Tensor
 from typing_extensions import override
 
-from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
+from benchmarks.libraries.base import Library, Setting, StepTimer
+
+README = {"train_lr": 8e-5, "gradient_accumulate_every": 2, "ema_decay": 0.995}
+"""The training of the README."""
 
 
 class DenoisingDiffusionPytorch(Library):
@@ -23,7 +27,7 @@ class DenoisingDiffusionPytorch(Library):
         self.network = Unet(setting.width, channels=setting.channels, **(network or nearest))
         self._results = tempfile.TemporaryDirectory()
         self.trainer = Trainer(
-            GaussianDiffusion(self.network, image_size=IMAGE_SIZE, timesteps=1000),
+            GaussianDiffusion(self.network, image_size=setting.image_size, timesteps=1000),
             setting.folder,
             train_batch_size=setting.batch_size,
             results_folder=self._results.name,
@@ -35,16 +39,8 @@ class DenoisingDiffusionPytorch(Library):
             **(training or {}),
         )
 
-    @classmethod
     @override
-    def with_documented_defaults(cls, folder: str) -> Library:
-        setting = Setting(folder, channels=1, width=64, batch_size=32, precision="bf16-mixed")
-        readme = {"train_lr": 8e-5, "gradient_accumulate_every": 2, "ema_decay": 0.995}
-        return cls(setting, {"dim_mults": (1, 2, 4, 8)}, readme)
-
-    @override
-    def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        timer = StepTimer(num_steps, max_seconds, self.setting.clock_every)
+    def run(self, timer: StepTimer) -> None:
         trainer, update = self.trainer, self.trainer.ema.update
 
         def update_and_record() -> None:
@@ -57,7 +53,6 @@ class DenoisingDiffusionPytorch(Library):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trainer.train()
         trainer.ema.update = update
-        return timer.durations()
 
     @override
     def sample(self, num_images: int, num_steps: int) -> Tensor:
@@ -72,6 +67,6 @@ class DenoisingDiffusionPytorch(Library):
         from lit_ddpm import BetaSchedule, Denoiser, VParametrization  # not at the start-up of the library
         from lit_ddpm.nn import NetworkAdapter
 
-        averaged = self.trainer.ema.ema_model.eval()
+        averaged = copy.deepcopy(self.trainer.ema.ema_model).eval()
         network, schedule = NetworkAdapter(averaged.model, time_offset=-1), BetaSchedule(averaged.betas.double())
         return Denoiser(network, schedule, VParametrization(), clip=True)

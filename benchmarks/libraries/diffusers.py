@@ -1,5 +1,6 @@
 """`diffusers`: `UNet2DModel`, `DDPMScheduler` and `EMAModel` in the training loop of its guide, with `accelerate`."""
 
+import copy
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from typing_extensions import override
 
-from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
-
-GUIDE: dict[str, Any] = {
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
-}
-"""The network of the guide to unconditional training."""
+from benchmarks.libraries.base import Library, Setting, StepTimer
 
 
 class Diffusers(Library):
@@ -40,11 +34,10 @@ class Diffusers(Library):
             "norm_num_groups": min(32, width),
         }
         model = UNet2DModel(
-            sample_size=IMAGE_SIZE,
+            sample_size=setting.image_size,
             in_channels=setting.channels,
             out_channels=setting.channels,
-            layers_per_block=2,
-            **(network or ho_et_al),
+            **({"layers_per_block": 2} | (network or ho_et_al)),
         )
         self.scheduler = DDPMScheduler(num_train_timesteps=1000)
         self.ema = EMAModel(
@@ -61,14 +54,8 @@ class Diffusers(Library):
         self.network, self.optimizer, self.loader, self.rate = self.accelerator.prepare(model, optimizer, loader, rate)
         self.ema.to(self.accelerator.device)
 
-    @classmethod
     @override
-    def with_documented_defaults(cls, folder: str) -> Library:
-        return cls(Setting(folder, channels=1, batch_size=16, precision="bf16-mixed"), GUIDE)
-
-    @override
-    def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        timer = StepTimer(num_steps, max_seconds, self.setting.clock_every)
+    def run(self, timer: StepTimer) -> None:
         self.network.train()
         for clean in chain.from_iterable(repeat(self.loader)):
             noise = torch.randn_like(clean)
@@ -86,7 +73,6 @@ class Diffusers(Library):
             loss.detach().item()  # for the progress bar and the log
             if timer.step():
                 break
-        return timer.durations()
 
     @override
     def sample(self, num_images: int, num_steps: int) -> Tensor:
@@ -105,7 +91,7 @@ class Diffusers(Library):
         from lit_ddpm import BetaSchedule, Denoiser, EpsParametrization  # not at the start-up of the library
         from lit_ddpm.nn import DiffusersUNet
 
-        network = self.accelerator.unwrap_model(self.network).eval()
+        network = copy.deepcopy(self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)).eval()
         self.ema.copy_to(network.parameters())
         schedule = BetaSchedule(self.scheduler.betas.double())
         return Denoiser(DiffusersUNet.from_unet(network), schedule, EpsParametrization(), clip=True)
@@ -117,7 +103,7 @@ class _Folder(Dataset[Tensor]):
     def __init__(self, setting: Setting) -> None:
         self.paths = sorted(Path(setting.folder).glob("**/*.png"))
         self.mode = {1: "L", 3: "RGB"}[setting.channels]
-        fit = [transforms.Resize(IMAGE_SIZE), transforms.CenterCrop(IMAGE_SIZE)]
+        fit = [transforms.Resize(setting.image_size), transforms.CenterCrop(setting.image_size)]
         self.transform = transforms.Compose([*fit, transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
 
     def __len__(self) -> int:

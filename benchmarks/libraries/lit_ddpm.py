@@ -1,9 +1,12 @@
 """`lit_ddpm` with Lightning's Trainer, the logger of a run directory and `EMA`."""
 
 import contextlib
+import copy
+import math
 import tempfile
-import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 from unittest import mock
 
 import lightning
@@ -14,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from benchmarks.common.fits import shipped_module, silent_trainer
-from benchmarks.libraries.base import IMAGE_SIZE, Library, Setting, StepTimer
+from benchmarks.libraries.base import Budget, Library, Setting, StepTimer
 from lit_ddpm import DDPM, AdaptiveTimesteps, DDIMSampler, Denoiser, UNet
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import ImageDataModule, ImageFolderDataModule
@@ -30,24 +33,19 @@ class LitDDPM(Library):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        lightning.seed_everything(0, verbose=False)
+        lightning.seed_everything(setting.seed, verbose=False)
         self.losses: list[float] = []
         self.module = self.make_module()
         self.network = self.module.denoiser.network
         self.data: ImageDataModule = ImageFolderDataModule(
             setting.folder,
-            image_size=IMAGE_SIZE,
+            image_size=setting.image_size,
             channels=setting.channels,
             batch_size=setting.batch_size,
             val_size=1,
             test_size=1,
             in_memory="memory" not in setting.disabled,
         )
-
-    @classmethod
-    @override
-    def with_documented_defaults(cls, folder: str) -> Library:
-        return _MNISTConfiguration(Setting(folder, channels=1, batch_size=32, precision="bf16-mixed"))
 
     def make_module(self) -> DDPM:
         """Makes the module to train."""
@@ -72,8 +70,7 @@ class LitDDPM(Library):
         return DDPM(network, timesteps=timesteps, optimizer=adamw, channels_last=setting.channels_last)
 
     @override
-    def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        timer = StepTimer(num_steps, max_seconds, self.setting.clock_every)
+    def run(self, timer: StepTimer) -> None:
         losses: list[Tensor] = []
 
         def record(trainer: lightning.Trainer, module: DDPM, outputs: Any, *_: Any) -> None:
@@ -88,11 +85,12 @@ class LitDDPM(Library):
             if "guard" in self.setting.disabled:
                 stack.enter_context(mock.patch.object(GradientGuard, "on_before_optimizer_step", _only_the_norm))
             directory = stack.enter_context(tempfile.TemporaryDirectory())
+            self.ema = EMA(self.ema_decay)
             trainer = silent_trainer(
                 max_epochs=-1,
                 precision=self.setting.precision,
                 gradient_clip_val=self.gradient_clip_val,
-                callbacks=[EMA(self.ema_decay), LambdaCallback(on_train_batch_end=record)],
+                callbacks=[self.ema, LambdaCallback(on_train_batch_end=record)],
                 logger=RunLogger(directory),
                 default_root_dir=directory,
                 num_sanity_val_steps=0,
@@ -100,7 +98,6 @@ class LitDDPM(Library):
             trainer.fit(self.module, self.data)
         self.device, self.autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         self.losses += torch.stack(losses).tolist()
-        return timer.durations()
 
     def training_losses(self) -> list[float]:
         """Returns the losses of all training steps so far."""
@@ -114,29 +111,65 @@ class LitDDPM(Library):
 
     @override
     def denoiser(self) -> Denoiser:
-        return self.module.denoiser
+        average = self.ema._average_model
+        module = self.module if average is None or self.ema.swapped else average.module
+        return copy.deepcopy(cast(DDPM, module).denoiser)
 
 
-class _MNISTConfiguration(LitDDPM):
-    """``configs/mnist.yaml``, with a learning rate that reaches its end within the given seconds."""
+class Configured(LitDDPM):
+    """A shipped configuration with a learning rate that is a function of the CPU time, for a `Budget`.
 
-    ema_decay = 0.999
-    gradient_clip_val = 0.01
-    total_steps = 100
+    Args:
+        setting: The data, batch size and precision.
+        name: The configuration.
+        options: Further options of the command.
+        ema_decay: See `EMA`.
+        gradient_clip_val: See Lightning's Trainer.
+        learning_rate: The factor of the learning rate, from the used fraction of the budget and the number of steps.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        name: str,
+        options: Sequence[str] = (),
+        ema_decay: float = 0.999,
+        gradient_clip_val: float = 0.01,
+        learning_rate: Callable[[float, int], float] | None = None,
+    ) -> None:
+        self.name, self.options = name, options
+        self.ema_decay, self.gradient_clip_val = ema_decay, gradient_clip_val
+        self.learning_rate = learning_rate or one_cycle
+        super().__init__(setting)
 
     @override
     def make_module(self) -> DDPM:
-        return shipped_module("mnist", f"--model.lr_scheduler.total_steps={self.total_steps + 1}")
+        seed = f"--seed_everything={self.setting.seed}"
+        return shipped_module(self.name, *self.options, seed, "--model.lr_scheduler=null")
 
     @override
-    def train(self, num_steps: int, max_seconds: float = float("inf")) -> list[float]:
-        """Trains a new module, after 40 steps that measure the speed; their time counts too."""
-        start = time.perf_counter()
-        step = sorted(super().train(40))[20]
-        self.total_steps = int(0.97 * (max_seconds - (time.perf_counter() - start)) / step)
-        self.module = self.make_module()
-        self.network = self.module.denoiser.network
-        return super().train(min(num_steps, self.total_steps), max_seconds - (time.perf_counter() - start))
+    def run(self, timer: StepTimer) -> None:
+        if isinstance(timer, Budget):
+            optimizer = self.module.configure_optimizers()
+            factor = partial(self._factor, timer, timer.marks[-1])
+            scheduler = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+            configured = {"optimizer": optimizer, "lr_scheduler": scheduler}
+            self.module.configure_optimizers = lambda: configured  # type: ignore[method-assign]
+        super().run(timer)
+
+    def _factor(self, budget: Budget, end: float, num_steps: int) -> float:
+        return self.learning_rate(min(budget.used() / end, 1), num_steps)
+
+
+def one_cycle(fraction: float, num_steps: int, pct_start: float = 0.05) -> float:
+    """Returns the factor of the shipped `OneCycle` after a fraction of a training."""
+    if fraction < pct_start:
+        return _cosine(1 / 25, 1, fraction / pct_start)
+    return _cosine(1, 1 / 25_000, (fraction - pct_start) / (1 - pct_start))
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 def _only_the_norm(guard: GradientGuard, trainer: Any, module: Any, optimizer: torch.optim.Optimizer) -> None:
