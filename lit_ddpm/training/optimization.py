@@ -1,5 +1,6 @@
 """Optimizer steps: the optimizer and its schedule, clipping, and gradients that are not finite."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,6 +58,7 @@ class GradientGuard(Callback):
         self.skipped_steps = 0  # in this fit
         self._losses = torch.empty(0), torch.empty(0)  # the timesteps and losses of the current batch
         self._gradient_norm: Tensor | None = None  # between a backward pass and its step
+        self._largest_norm = math.inf  # that it may be, as a number
 
     def observe(self, t: Tensor, losses: Tensor) -> None:
         """Stores the timesteps and losses of the current batch for the error message."""
@@ -79,9 +81,12 @@ class GradientGuard(Callback):
             self._gradient_norm = norm / scale if scaled else norm
         if scale > 1:
             return  # the scaler skips steps that are not finite until it has found the scale
-        finite = bool(torch.isfinite(norm))
+        value = float(norm)  # a GPU has to finish the gradients for it
+        finite = math.isfinite(value)
         if sharded:
             finite = trainer.strategy.reduce_boolean_decision(finite)
+        else:
+            self._largest_norm = value / scale if scaled else value
         if finite:
             return
         if not scaled:
@@ -103,10 +108,11 @@ class GradientGuard(Callback):
         self, module: LightningModule, optimizer: Optimizer, clip_val: float | None, algorithm: str | None
     ) -> None:
         """Clips as Lightning does, with the known norm; this also allows fused optimizers in mixed precision."""
-        norm, self._gradient_norm = self._gradient_norm, None
+        norm, largest = self._gradient_norm, self._largest_norm
+        self._gradient_norm, self._largest_norm = None, math.inf
         if norm is None or algorithm not in (None, "norm"):
             module.clip_gradients(optimizer, clip_val, algorithm)
-        elif clip_val:
+        elif clip_val and not largest + 1e-6 <= clip_val:  # torch adds 1e-6; below it would multiply by 1
             torch.nn.utils.clip_grads_with_norm_(_parameters_of(optimizer), clip_val, norm)
 
 

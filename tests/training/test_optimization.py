@@ -84,6 +84,14 @@ def test_max_skipped_steps_is_not_negative():
         tiny_module(max_skipped_steps=-1)
 
 
+@pytest.mark.parametrize(("clip_val", "calls"), [(1e-6, 4), (1e6, 0)])
+def test_gradients_below_the_limit_are_not_multiplied(monkeypatch, clip_val, calls):
+    seen, original = [], torch.nn.utils.clip_grads_with_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda *args: seen.append(original(*args)))
+    trainer(max_epochs=1, gradient_clip_val=clip_val).fit(tiny_module(), digits())
+    assert len(seen) == calls
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_gradients_are_clipped_as_lightning_clips_them(precision):
     """Also with a fused optimizer in mixed precision, which Lightning refuses."""
