@@ -24,6 +24,9 @@ from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import is_fast_dev_run, shortened
 
+FID_HALVES = 20
+"""The random halves of the images from which a test estimates standard error and bias of the FID."""
+
 
 @dataclass(frozen=True)
 class MetricsProtocol:
@@ -61,10 +64,12 @@ class SampleMetrics(DDPMCallback):
     """Draws images and measures FID, KID and IS against the training images.
 
     They are logged as ``sample/fid_<extractor>``, ``sample/kid_<extractor>``, ``sample/kid_std_<extractor>`` and, if
-    the extractor classifies, ``sample/is_<extractor>``. Each evaluation adds a line with its protocol to
-    ``sample_metrics.jsonl`` in the run directory. A fit evaluates in its first validation and then every n-th epoch,
-    with the averaged weights if there is an `EMA`; ``validate`` and ``test`` evaluate once. The images are drawn on all
-    ranks; the values do not depend on their number, and the training does not depend on the evaluation.
+    the extractor classifies, ``sample/is_<extractor>``; in ``test`` also ``sample/fid_se_<extractor>`` and
+    ``sample/fid_infinite_<extractor>``, the error of the FID and its value without bias, see `sample_metrics`. Each
+    evaluation adds a line with its protocol to ``sample_metrics.jsonl`` in the run directory. A fit evaluates in its
+    first validation and then every n-th epoch, with the averaged weights if there is an `EMA`; ``validate`` and
+    ``test`` evaluate once. The images are drawn on all ranks; the values do not depend on their number, and the
+    training does not depend on the evaluation.
 
     The real images are those of the data module's ``reference_dataloader()``: the training split in order, without
     augmentation. Their statistics are cached if the data module has a ``fingerprint()``.
@@ -200,7 +205,8 @@ class SampleMetrics(DDPMCallback):
         broken = int(features.isnan().any(1).sum())
         if broken:
             rank_zero_warn(f"{broken:,} of {p.num_generated:,} generated images are not finite: no FID, KID or IS.")
-        metrics = sample_metrics(self._real, features, logits, p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed)
+        settings = p.kid_subsets, p.kid_subset_size, p.is_splits, p.seed
+        metrics = sample_metrics(self._real, features, logits, *settings, FID_HALVES if trainer.testing else 0)
         path = RunDirectory.of_trainer(trainer).sample_metrics
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             record: dict[str, Any] = {"command": trainer.state.fn, "global_step": step_of(trainer)}

@@ -58,7 +58,7 @@ class Comparison:
                     columns.setdefault(BEST_VARIANCE, {})[arm] = Measurement(np.array(best))
         for arm, results in self.results.items():
             for name in results[0].samples:
-                if not name.startswith("kid_std"):
+                if not name.startswith(("kid_std", "fid_se", "fid_infinite")):
                     values = np.array([result.samples[name] for result in results])
                     columns.setdefault(name, {})[arm] = Measurement(values)
         return columns

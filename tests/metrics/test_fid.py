@@ -27,6 +27,21 @@ def test_fid_of_normal_features_is_the_closed_form():
     assert "is" not in found
 
 
+def test_halves_give_the_error_and_the_bias_of_the_fid():
+    """Against the spread over sets of samples, and the value without the bias, which is known."""
+    generator = torch.Generator().manual_seed(0)
+    real = RealStatistics.of_features(exactly_normal(500, [0.0] * 6, [1.0] * 6, seed=0))
+    sets = [1.5 * torch.randn(100, 6, dtype=torch.float64, generator=generator) + 0.5 for _ in range(40)]
+    found = [sample_metrics(real, features, kid_subsets=1, kid_subset_size=10, fid_halves=20) for features in sets]
+    fids, errors, infinite = (np.array([values[key] for values in found]) for key in ("fid", "fid_se", "fid_infinite"))
+    expected = 6 * 0.5**2 + 6 * (1.5 - 1) ** 2
+    assert errors.mean() == pytest.approx(fids.std(ddof=1), rel=0.25)
+    assert fids.mean() - expected > 3 * fids.std() / 40**0.5
+    assert abs(infinite.mean() - expected) < 3 * infinite.std() / 40**0.5
+    assert "fid_se" not in sample_metrics(real, sets[0], kid_subset_size=10)
+    assert np.isnan(sample_metrics(real, sets[0] * torch.nan, fid_halves=2)["fid_infinite"])
+
+
 def test_kid_of_one_subset_is_the_unbiased_estimate():
     generator = np.random.default_rng(0)
     real, generated = generator.normal(size=(30, 4)), generator.normal(0.5, 1, size=(30, 4))
