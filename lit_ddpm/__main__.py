@@ -6,13 +6,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lit_ddpm._internal.stop import stop
 
-import lit_ddpm
-from lit_ddpm.cli.app import DDPMCLI
-from lit_ddpm.cli.arguments import with_run_config
-from lit_ddpm.cli.configs import run_configs
-from lit_ddpm.cli.errors import sentence_of, stop
+COMMANDS = ("fit", "validate", "test", "predict", "gradients", "compare", "import", "export", "configs")
 
 HELP = """usage: lit-ddpm COMMAND [options]
 
@@ -45,29 +41,45 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The arguments, or None for those of the process.
     """
+    command, *options = (sys.argv[1:] if args is None else args) or ["--help"]
+    if command in ("--help", "-h"):
+        print(HELP)
+    elif command == "--version":
+        from lit_ddpm import __version__
+
+        print(f"lit-ddpm {__version__}")
+    elif command in COMMANDS or command.startswith("-"):
+        _run(command, options)
+    else:
+        stop(f"{command!r} is not a command: it must be {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}.")
+
+
+def _run(command: str, options: list[str]) -> None:
+    """Imports and runs a command; Lightning takes seconds to import, and the others start without it."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from lit_ddpm.cli.errors import sentence_of
+
     for message in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     try:
-        known = [*DDPMCLI.subcommands(), "compare", "import", "export", "configs"]
-        command, *options = (sys.argv[1:] if args is None else args) or ["--help"]
-        if command in ("--help", "-h"):
-            print(HELP)
-        elif command == "--version":
-            print(f"lit-ddpm {lit_ddpm.__version__}")
-        elif command == "configs":
+        if command == "configs":
+            from lit_ddpm.cli.configs import run_configs
+
             run_configs(options)
         elif command == "compare":
-            from lit_ddpm.compare.command import run_compare  # other commands start without it
+            from lit_ddpm.compare.command import run_compare
 
             run_compare(options)
         elif command in ("import", "export"):
-            from lit_ddpm.pipelines import commands  # as above
+            from lit_ddpm.pipelines import commands
 
             {"import": commands.run_import, "export": commands.run_export}[command](options)
-        elif not command.startswith("-") and command not in DDPMCLI.subcommands():
-            stop(f"{command!r} is not a command: it must be {', '.join(known[:-1])} or {known[-1]}.")
         else:
+            from lit_ddpm.cli.app import DDPMCLI
+            from lit_ddpm.cli.arguments import with_run_config
+
             DDPMCLI(with_run_config([command, *options]))
     except SIGTERMException:
         print("lit-ddpm: terminated; resume with --ckpt_path.", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing_extensions import override
 import lit_ddpm
 from lit_ddpm import callbacks, data, metrics
 from lit_ddpm._internal.config import constructor_parameters
+from lit_ddpm._internal.stop import stop
 
 # Exceptions for bad input, by the package that raises them. Others are faults of a program and keep their traceback: a
 # TypeError in lit_ddpm, or a RuntimeError except where Lightning's Trainer reads its settings.
@@ -47,12 +48,6 @@ NOISE = (
     "a class path (str)",
     "a dict with",
 )
-
-
-def stop(message: str) -> NoReturn:
-    """Ends the process with one line on stderr and exit code 2."""
-    print(f"lit-ddpm: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 class ArgumentParser(argparse.ArgumentParser):
