@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lit_ddpm._internal.files import has_files
-from lit_ddpm.cli.errors import ArgumentParser, stop
+from lit_ddpm._internal.stop import stop
+from lit_ddpm.cli.errors import ArgumentParser
 from lit_ddpm.compare.arms import OBJECTIVES, Arm, check_arms, resolve_arms, resolve_models
 from lit_ddpm.compare.audit import audit
 from lit_ddpm.compare.comparison import Comparison

@@ -1,12 +1,14 @@
 """Shipped configurations by name, and the overview of the commands."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from helpers import CONFIGS, error_of
 
 import lit_ddpm
-from lit_ddpm.__main__ import main
+from lit_ddpm.__main__ import COMMANDS, main
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.configs import find_config, shipped_configs
 
@@ -52,6 +54,16 @@ def test_the_overview_has_every_command(args, capsys):
 def test_the_version(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"lit-ddpm {lit_ddpm.__version__}\n"
+
+
+def test_help_and_version_start_without_lightning():
+    """Importing it takes seconds."""
+    assert (*DDPMCLI.subcommands(), "compare", "import", "export", "configs") == COMMANDS
+    program = (
+        "import sys; from lit_ddpm.__main__ import main; main([sys.argv[1]]); assert 'lightning' not in sys.modules"
+    )
+    for option in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", program, option], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize(
