@@ -12,7 +12,7 @@ from helpers import ROOT, set_up
 from PIL import Image
 from torch import nn
 
-from benchmarks import bits, gpu, streaming
+from benchmarks import bits, gpu, scale, streaming
 from benchmarks.__main__ import FILES
 from benchmarks.common import report
 from benchmarks.kernels import Convolutions, kind_of
@@ -90,6 +90,25 @@ def test_gpu_in_miniature(capsys):
     differences = figures["Precision of the bound"]
     assert differences["float32 without tf32"] < 1e-6 < differences["bfloat16"]
     assert "| diffusers, bf16-mixed |" in capsys.readouterr().out
+
+
+def test_scale_counts_networks_and_their_traffic(capsys):
+    figures = scale.main(Namespace(**{flag[2:]: option["default"] for flag, option in scale.OPTIONS.items()}))
+    counted = figures["counts"]["CIFAR-10"]
+    assert counted["parameters"] == sum(w.numel() for w in UNet(3, width=128, multipliers=[1, 2, 2, 2]).parameters())
+    assert counted["flops"] == pytest.approx(12.4e9, rel=0.01)  # Ho et al. 2020 name 6.2 G multiply-adds
+    assert "| images/s | 9," in capsys.readouterr().out
+    settings = {"gpus": 4, "batch_size": 8, "tflops": 1e-6, "link": 3e-9, "steps": 86_400, "test_images": 3600}
+    planned = scale.plan(scale.Count(100, 10, 1e6, 2**30), Namespace(**settings, timesteps=4))
+    ddp, fsdp = planned["DDP"], planned["FSDP2"]
+    assert ddp["forward and backward passes (s)"] == "6.000"  # three passes of 1 MFLOP for two images at 1 MFLOP/s
+    assert ddp["their time (s)"] == "200.000"  # 2 x 3/4 of 400 bytes at 3 bytes/s
+    assert fsdp["their time (s)"] == "300.000"
+    assert ddp["of it not hidden by the passes (s)"] == "196.000"
+    assert fsdp["a step (s)"] == "300.000"
+    assert ddp["the training (days)"] == "202.0"
+    assert ddp["memory of a GPU: activations (GiB)"] == "2.0"
+    assert ddp["the exact bound of 3,600 images (hours)"] == "1.0"
 
 
 def test_streaming_in_miniature(tmp_path, monkeypatch):

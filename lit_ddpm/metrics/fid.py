@@ -83,8 +83,8 @@ def sample_metrics(
 
     `fid_halves` of 2 or more adds ``fid_se`` and ``fid_infinite``, from the FIDs of so many random halves of the
     images: the standard error of the FID, and its extrapolation to infinitely many generated images. A half drawn
-    without replacement varies about the mean over halves as the whole does about its expectation. The bias of the FID is
-    in proportion to 1/N (Chong and Forsyth 2020), so the extrapolation is twice the FID minus the mean over halves.
+    without replacement varies about the mean over halves as the whole does about its expectation. The bias of the FID
+    is in proportion to 1/N (Chong and Forsyth 2020), so the extrapolation is twice the FID minus the mean over halves.
     """
     features = features.double().cpu()
     if not bool(torch.isfinite(features).all()):
