@@ -10,7 +10,6 @@ for all. The FID is in the features of a small classifier that is trained here. 
 """
 
 import json
-import math
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ MINUTES = (1.0, 3.0, 10.0)
 NUM_IMAGES, NUM_CALLS = 100, 32  # of the bound: held-out images, and network calls for each
 NUM_SAMPLES, NUM_STEPS = 256, 20  # of the FID: samples, and steps of DDIM
 
-LR_1E_4 = ("--model.optimizer.lr=1e-4", "--model.optimizer.betas=[0.95,0.999]", "--model.optimizer.weight_decay=1e-6")
 EPS_MSE = (
     *("--model.parametrization=lit_ddpm.EpsParametrization", "--model.objective=lit_ddpm.PredictionMSE"),
     "--model.timesteps=lit_ddpm.UniformTimesteps",
@@ -51,14 +49,15 @@ PLAIN_NETWORK = ("--model.network.fourier_features=[]",)
 
 @dataclass(frozen=True)
 class Row:
-    """A training: the program, with options of its class and settings of the data."""
+    """A training: a program, with the options of its class."""
 
     program: str
-    image_size: int = 28
-    batch_size: int = 64
-    options: Sequence[str] = ()  # of ``lit-ddpm fit --config mnist``
+    config: str = "mnist"  # of lit_ddpm, with further options of the command
+    options: Sequence[str] = ()
     guide: bool = False  # whether lit_ddpm has the optimizer steps of the guide of diffusers
-    network: dict[str, Any] = field(default_factory=dict)  # of the other programs
+    image_size: int = 28
+    batch_size: int = 16  # of the other programs, with the arguments of their networks
+    network: dict[str, Any] = field(default_factory=dict)
 
     def library(self, folder: str, seed: int) -> Library:
         """Makes the model to train, in bfloat16."""
@@ -68,18 +67,12 @@ class Row:
         if self.program == "lit_ddpm":
             from benchmarks.libraries.lit_ddpm import Configured
 
-            guide = {"ema_decay": 0.9999, "gradient_clip_val": 1.0, "learning_rate": warm_up} if self.guide else {}
-            return Configured(setting, "mnist", self.options, **guide)
+            return Configured(setting, self.config, self.options, self.guide)
         if self.program == "diffusers":
             return kind(setting, self.network)  # type: ignore[no-any-return]
         from benchmarks.libraries.denoising_diffusion_pytorch import README
 
         return kind(setting, self.network, README)  # type: ignore[no-any-return]
-
-
-def warm_up(fraction: float, num_steps: int) -> float:
-    """Returns the factor of the learning rate in the guide of diffusers, whose cosine ends after 100,000 steps."""
-    return min(num_steps / 500, 0.5 * (1 + math.cos(math.pi * num_steps / 100_000)))
 
 
 ATTENTION = {
@@ -96,7 +89,7 @@ DDP = "denoising-diffusion-pytorch"
 ROWS = {
     "programs": {
         "lit_ddpm": Row("lit_ddpm"),
-        "diffusers": Row("diffusers", batch_size=16, network=ATTENTION | SAME_SIZE),
+        "diffusers": Row("diffusers", network=ATTENTION | SAME_SIZE),
         DDP: Row(DDP, batch_size=32, network={"dim_mults": (1, 2, 3), "full_attn": (False, False, True)}),
     },
     "changes": {
@@ -104,12 +97,12 @@ ROWS = {
         "objective: eps-MSE at uniform timesteps": Row("lit_ddpm", options=EPS_MSE),
         "schedule: linear, the network gets t": Row("lit_ddpm", options=LINEAR),
         "network: no Fourier features": Row("lit_ddpm", options=PLAIN_NETWORK),
-        "optimizer: of the guide, batches of 16": Row("lit_ddpm", batch_size=16, options=LR_1E_4, guide=True),
-        "all four": Row("lit_ddpm", batch_size=16, options=(*EPS_MSE, *LINEAR, *PLAIN_NETWORK, *LR_1E_4), guide=True),
-        "diffusers": Row("diffusers", batch_size=16, network=ATTENTION | SAME_SIZE),
+        "optimizer: of the guide, batches of 16": Row("lit_ddpm", guide=True),
+        "all four": Row("lit_ddpm", options=(*EPS_MSE, *LINEAR, *PLAIN_NETWORK), guide=True),
+        "diffusers": Row("diffusers", network=ATTENTION | SAME_SIZE),
     },
     "defaults": {
-        "diffusers": Row("diffusers", image_size=32, batch_size=16, network=GUIDE),
+        "diffusers": Row("diffusers", image_size=32, network=GUIDE),
         DDP: Row(DDP, image_size=32, batch_size=32, network={"dim": 64, "dim_mults": (1, 2, 4, 8)}),
     },
 }
@@ -117,6 +110,7 @@ ROWS = {
 OPTIONS = {
     "--root": {"required": True, "help": "the folder with the files of MNIST's test split"},
     "--rows": {"choices": list(ROWS), "default": "programs"},
+    "--entry": {"metavar": "CONFIG", "help": "train this configuration of lit_ddpm instead: a name or a file"},
     "--minutes": {"type": float, "nargs": "+", "default": MINUTES, "help": "minutes of one core at which to measure"},
     "--seeds": {"type": int, "default": 3},
     "--jobs": {"type": int, "default": 2, "help": "trainings side by side, each on one core"},
@@ -254,12 +248,15 @@ def main(args: Namespace) -> dict[str, Any]:
     metrics = ImageMetrics(train_classifier(train, splits["train"].labels), train)
     correct = metrics.extractor(test)[1].argmax(1) == splits["test"].labels
     print(f"The classifier's accuracy on the test split is {100 * float(correct.float().mean()):.1f}%.\n", flush=True)
-    found: dict[str, list[Any]] = {name: [None] * args.seeds for name in ROWS[args.rows]}
+    kind, rows = args.rows, ROWS[args.rows]
+    if args.entry:
+        kind, rows = Path(args.entry).stem, {args.entry: Row("lit_ddpm", args.entry)}
+    found: dict[str, list[Any]] = {name: [None] * args.seeds for name in rows}
     with image_folder(train) as folder, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         waiting = {}
         for seed in range(args.seeds):
-            for number, (name, row) in enumerate(ROWS[args.rows].items()):
-                path = args.output_dir / f"{args.rows}_{number}_{seed}.json"
+            for number, (name, row) in enumerate(rows.items()):
+                path = args.output_dir / f"{kind}_{number}_{seed}.json"
                 training = Training(name, row, seed, args.minutes, folder, metrics, test, path)
                 waiting[pool.submit(run, training)] = name, seed
         for future in as_completed(waiting):
@@ -267,7 +264,6 @@ def main(args: Namespace) -> dict[str, Any]:
             found[name][seed] = future.result()
             last = found[name][seed]["marks"][-1]
             print(f"{name}, seed {seed}: {last['bpd']:.3f} bits/dim, FID {last['fid']:.1f}", flush=True)
-    plot(args.output_dir / f"{args.rows}.png", found)
+    plot(args.output_dir / f"{kind}.png", found)
     print(f"\n{quality_table(found)}")
-    rows = {name: asdict(row) for name, row in ROWS[args.rows].items()}
-    return {"rows": rows, "trainings": found}
+    return {"rows": {name: asdict(row) for name, row in rows.items()}, "trainings": found}

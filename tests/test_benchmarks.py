@@ -1,8 +1,10 @@
 """The programs under benchmarks/ start, and their tables are right."""
 
+import json
 import runpy
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from helpers import ROOT, set_up
 from PIL import Image
 from torch import nn
 
-from benchmarks import bits, gpu, scale, streaming
+from benchmarks import bits, gpu, quality, scale, streaming
 from benchmarks.__main__ import FILES
 from benchmarks.common import report
+from benchmarks.common.images import image_folder, random_images
 from benchmarks.kernels import Convolutions, kind_of
+from benchmarks.libraries.base import Budget
 from lit_ddpm import UNet
 from lit_ddpm.diffusion.report import Entry, Report
 from lit_ddpm.training.run_directory import RunDirectory
@@ -90,6 +94,39 @@ def test_gpu_in_miniature(capsys):
     differences = figures["Precision of the bound"]
     assert differences["float32 without tf32"] < 1e-6 < differences["bfloat16"]
     assert "| diffusers, bf16-mixed |" in capsys.readouterr().out
+
+
+def test_quality_in_miniature(tmp_path, monkeypatch):
+    """Each program trains until its marks, and goes on after a measurement as if there had been none."""
+    for name, value in {"NUM_IMAGES": 2, "NUM_CALLS": 2, "NUM_SAMPLES": 4, "NUM_STEPS": 2}.items():
+        monkeypatch.setattr(quality, name, value)
+    monkeypatch.setattr(quality, "silence", lambda: None)
+    images = random_images(count=40, size=28)[:, :1]
+    metrics = quality.ImageMetrics(quality.Classifier(28).eval(), images)
+    found = {}
+    with image_folder(images) as folder:
+        for name, row in [*quality.ROWS["programs"].items(), ("all four", quality.ROWS["changes"]["all four"])]:
+            small = replace(row, batch_size=8, options=(*row.options, "--data.batch_size=4"))
+            path = tmp_path / f"{len(found)}.json"
+            training = quality.Training(name, small, 0, (1e-4, 2e-4), folder, metrics, images, path)
+            found[name] = [quality.run(training)]
+            assert json.dumps(quality.run(training)) == json.dumps(found[name][0])  # from its file; a FID may be NaN
+            sizes = found[name][0]["parameters"]
+            assert sizes == pytest.approx(1.02e6, rel=0.12)
+    quality.plot(tmp_path / "all.png", found)
+    assert Image.open(tmp_path / "all.png").size[0] > 900
+    lines = quality.quality_table(found).splitlines()
+    assert len(lines) == 2 + 2 * len(found)
+    assert lines[2].startswith("| lit_ddpm | 1.02 M | 0.0001 | 1 | ")
+
+
+def test_a_budget_stops_the_clock_for_measurements(monkeypatch):
+    clock = iter([0.0, 1.0, 5.0, 5.0, 95.0, 97.0, 100.5, 100.5, 200.0]).__next__
+    monkeypatch.setattr("benchmarks.libraries.base.time.process_time", clock)
+    seen = []
+    budget = Budget([4.0, 10.0], lambda mark, steps: seen.append((mark, steps)))
+    assert [budget.step() for _ in range(3)] == [False, False, True]
+    assert seen == [(4.0, 2), (10.0, 3)]
 
 
 def test_scale_counts_networks_and_their_traffic(capsys):

@@ -14,12 +14,16 @@ from lit_ddpm import DDPM
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def shipped_module(name: str, *options: str) -> DDPM:
-    """Makes the module of ``configs/<name>.yaml``, with further options of the command."""
+def configured(name: str, *options: str) -> Any:
+    """Returns ``model``, ``trainer`` and ``datamodule`` of a configuration, by name or file, with further options."""
     from lit_ddpm.cli.app import DDPMCLI  # not at the start-up of `LitDDPM`, which is timed
 
-    args = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.logger=false", *options]
-    module: DDPM = DDPMCLI(args, run=False).model
+    return DDPMCLI(["--config", name, "--trainer.logger=false", *options], run=False)
+
+
+def shipped_module(name: str, *options: str) -> DDPM:
+    """Makes the module of a shipped configuration, with further options of the command."""
+    module: DDPM = configured(name, *options).model
     return module
 
 

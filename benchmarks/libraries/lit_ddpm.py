@@ -4,7 +4,8 @@ import contextlib
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 from unittest import mock
@@ -16,13 +17,19 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
-from benchmarks.common.fits import shipped_module, silent_trainer
+from benchmarks.common.fits import configured, silent_trainer
 from benchmarks.libraries.base import Budget, Library, Setting, StepTimer
 from lit_ddpm import DDPM, AdaptiveTimesteps, DDIMSampler, Denoiser, UNet
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import ImageDataModule, ImageFolderDataModule
 from lit_ddpm.training.optimization import GradientGuard
 from lit_ddpm.training.run_directory import RunLogger
+
+GUIDE_OPTIMIZER = (
+    *("--model.optimizer.lr=1e-4", "--model.optimizer.betas=[0.95,0.999]", "--model.optimizer.weight_decay=1e-6"),
+    *("--trainer.gradient_clip_val=1.0", "--data.batch_size=16"),
+)
+"""The optimizer steps of the guide of diffusers, without its learning rate and average."""
 
 
 class LitDDPM(Library):
@@ -117,35 +124,30 @@ class LitDDPM(Library):
 
 
 class Configured(LitDDPM):
-    """A shipped configuration with a learning rate that is a function of the CPU time, for a `Budget`.
+    """A configuration of the command, with a learning rate that is a function of the CPU time, for a `Budget`.
 
     Args:
-        setting: The data, batch size and precision.
-        name: The configuration.
+        setting: The data and precision; the batch size is that of the configuration.
+        config: The name or file of the configuration.
         options: Further options of the command.
-        ema_decay: See `EMA`.
-        gradient_clip_val: See Lightning's Trainer.
-        learning_rate: The factor of the learning rate, from the used fraction of the budget and the number of steps.
+        guide: Replace the optimizer steps by those of the guide of diffusers, with batches of 16.
     """
 
-    def __init__(
-        self,
-        setting: Setting,
-        name: str,
-        options: Sequence[str] = (),
-        ema_decay: float = 0.999,
-        gradient_clip_val: float = 0.01,
-        learning_rate: Callable[[float, int], float] | None = None,
-    ) -> None:
-        self.name, self.options = name, options
-        self.ema_decay, self.gradient_clip_val = ema_decay, gradient_clip_val
-        self.learning_rate = learning_rate or one_cycle
-        super().__init__(setting)
+    def __init__(self, setting: Setting, config: str, options: Sequence[str] = (), guide: bool = False) -> None:
+        self.guide = guide
+        if guide:
+            options = (*options, *GUIDE_OPTIMIZER)
+        seed = f"--seed_everything={setting.seed}"
+        self.configured = configured(config, *options, seed, "--model.lr_scheduler=null")
+        self.gradient_clip_val = self.configured.trainer.gradient_clip_val
+        averages = [callback for callback in self.configured.trainer.callbacks if isinstance(callback, EMA)]
+        self.ema_decay = 0.9999 if guide else averages[0].decay
+        super().__init__(replace(setting, batch_size=self.configured.datamodule.batch_size))
 
     @override
     def make_module(self) -> DDPM:
-        seed = f"--seed_everything={self.setting.seed}"
-        return shipped_module(self.name, *self.options, seed, "--model.lr_scheduler=null")
+        module: DDPM = self.configured.model
+        return module
 
     @override
     def run(self, timer: StepTimer) -> None:
@@ -158,10 +160,15 @@ class Configured(LitDDPM):
         super().run(timer)
 
     def _factor(self, budget: Budget, end: float, num_steps: int) -> float:
-        return self.learning_rate(min(budget.used() / end, 1), num_steps)
+        return warm_up(num_steps) if self.guide else one_cycle(min(budget.used() / end, 1))
 
 
-def one_cycle(fraction: float, num_steps: int, pct_start: float = 0.05) -> float:
+def warm_up(num_steps: int) -> float:
+    """Returns the factor of the learning rate in the guide of diffusers, whose cosine ends after 100,000 steps."""
+    return min(num_steps / 500, _cosine(1, 0, num_steps / 100_000))
+
+
+def one_cycle(fraction: float, pct_start: float = 0.05) -> float:
     """Returns the factor of the shipped `OneCycle` after a fraction of a training."""
     if fraction < pct_start:
         return _cosine(1 / 25, 1, fraction / pct_start)
