@@ -1,4 +1,4 @@
-"""What only a GPU shows, within nine minutes: precision, compilation, synchronization, and the speed beside diffusers.
+"""What only a GPU shows, within nine minutes: precision, compilation, synchronization, and the speed of diffusers.
 
 Trains and samples Ho et al.'s CIFAR-10 network in several settings, all in one process and in turns. Counts where a
 training step waits for the GPU, compares the exact bound and the sampler with the bare calls of their network, and the

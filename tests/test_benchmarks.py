@@ -97,11 +97,11 @@ def test_gpu_in_miniature(capsys):
 
 
 def test_quality_in_miniature(tmp_path, monkeypatch):
-    """Each program trains until its marks, and goes on after a measurement as if there had been none."""
+    """Each program trains until its marks, and its figures are kept in a file."""
     for name, value in {"NUM_IMAGES": 2, "NUM_CALLS": 2, "NUM_SAMPLES": 4, "NUM_STEPS": 2}.items():
         monkeypatch.setattr(quality, name, value)
     monkeypatch.setattr(quality, "silence", lambda: None)
-    images = random_images(count=40, size=28)[:, :1]
+    images = random_images(count=120, size=28)[:, :1]
     metrics = quality.ImageMetrics(quality.Classifier(28).eval(), images)
     found = {}
     with image_folder(images) as folder:

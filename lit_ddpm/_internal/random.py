@@ -29,7 +29,7 @@ def image_generators(purpose: str, seed: int, index: torch.Tensor | None, count:
 
 
 def page_locked(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns values of the CPU in memory from which a GPU copies them while the CPU goes on; unchanged without one."""
+    """Returns values of the CPU in memory from which a GPU copies them while the CPU works; unchanged without one."""
     return values.pin_memory() if device.type == "cuda" else values
 
 

@@ -52,7 +52,7 @@ class ImportanceFeedback(Callback):
 
 
 class _CPUCopy:
-    """A copy of a tensor on the CPU, which a GPU makes while it goes on with its work."""
+    """A copy of a tensor on the CPU, which a GPU makes while it works."""
 
     def __init__(self, values: Tensor) -> None:
         self._copy = values.to("cpu", non_blocking=values.is_cuda)
