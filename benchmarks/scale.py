@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.budget import H100_TFLOPS
 from benchmarks.common.report import table
 from lit_ddpm import UNet
 from lit_ddpm.training.cost import PASSES
@@ -40,7 +41,7 @@ OPTIONS = {
     "--gpus": {"type": int, "default": 64},
     "--batch_size": {"type": int, "default": 2048, "help": "images in an optimizer step, on all GPUs"},
     "--steps": {"type": int, "default": 540_000, "help": "optimizer steps"},
-    "--tflops": {"type": float, "default": 90.0, "help": "TFLOP/s that a GPU reaches in training"},
+    "--tflops": {"type": float, "default": H100_TFLOPS, "help": "TFLOP/s that a GPU reaches in training"},
     "--link": {"type": float, "default": 40.0, "help": "GB/s of a GPU to other machines, in an all-reduce"},
     "--test_images": {"type": int, "default": 50_000},
     "--timesteps": {"type": int, "default": 1000, "help": "network calls for an image in the exact bound"},
