@@ -17,13 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.common.clock import in_turns, seconds
-from benchmarks.common.fits import fit
+from benchmarks.common.fits import fit, shipped_module
 from benchmarks.common.images import image_folder, random_images
 from benchmarks.common.metrics import ImageMetrics, random_inception_settings
 from benchmarks.common.report import ratios, spread, table
-from lit_ddpm import Denoiser, DiscretizedGaussian, EpsParametrization, LinearSchedule, UNet, variational_bound
+from lit_ddpm import (
+    AncestralSampler,
+    CosineSchedule,
+    Denoiser,
+    DiscretizedGaussian,
+    VParametrization,
+    variational_bound,
+)
 from lit_ddpm.data import to_float
 from lit_ddpm.metrics import InceptionFeatures
 
@@ -40,6 +48,11 @@ COMMANDS = {
     "import torch, lightning, lit_ddpm": ("-c", "import torch, lightning, lit_ddpm"),
     "lit-ddpm --help": ("-m", "lit_ddpm", "--help"),
 }
+
+EVALUATIONS = (("digits", (1, 8, 8), 128), ("mnist", (1, 28, 28), 100), ("cifar10", (3, 32, 32), 8))
+"""Networks that are evaluated: the configuration, the shape of an image, and the number of images."""
+
+CALLS = 20  # for each image
 
 OPTIONS = {
     "--rounds": {"type": int, "default": 3},
@@ -99,28 +112,34 @@ def settings_table(rounds: int) -> tuple[str, Any]:
     return table(["", "images/s", "relative time", "outside the network, %", "peak memory, GiB"], rows), figures
 
 
+def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) -> None:
+    """Calls a network several times."""
+    for _ in range(count):
+        network(images, t)
+
+
 @torch.no_grad()
 def network_calls_table(rounds: int) -> tuple[str, Any]:
-    """Measures the exact bound and the Inception features, each next to the calls of its network alone."""
+    """Measures bound, sampler and Inception features, each next to the calls of its network alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, dict[str, list[float]]] = {}
     pixels = random_images(64).to(device)
-    images = to_float(pixels[:16], 256)
-    t = torch.ones(len(images), dtype=torch.int64, device=device)
 
     def compare(name: str, whole: Callable[[], Any], network: Callable[[], Any]) -> None:
         contestants = {"whole": partial(seconds, whole), "network": partial(seconds, network)}
-        found[name] = in_turns(contestants, rounds)
+        found[name] = in_turns(contestants, rounds, warm_up=True)
 
-    for num_steps in (50, 200):
-        network = UNet(3, width=32, multipliers=(1, 2, 2, 2), num_blocks=2, attention_levels=(1,)).to(device).eval()
-        denoiser = Denoiser(network, LinearSchedule(num_steps), EpsParametrization())
-        network(images, t)
-        compare(
-            f"exact bound of {len(images)} images, T = {num_steps}",
-            partial(variational_bound, denoiser, images, DiscretizedGaussian(256)),
-            lambda network=network, calls=num_steps: [network(images, t) for _ in range(calls)],
-        )
+    for name, shape, count in EVALUATIONS:
+        network = shipped_module(name).denoiser.network.to(device).eval()
+        denoiser = Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True)
+        batch = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device)
+        images, t = to_float(batch, 256), torch.full((count,), 2, device=device)
+        works = {
+            "exact bound": partial(variational_bound, denoiser, images, DiscretizedGaussian(256)),
+            "ancestral sampler": partial(AncestralSampler(chunk_size=count), denoiser, images.shape),
+        }
+        for kind, work in works.items():
+            compare(f"`{name}`, {kind}, {count} images", work, partial(repeated_calls, network, images, t, CALLS))
     with tempfile.TemporaryDirectory() as place:
         extractor = InceptionFeatures(**random_inception_settings(Path(place) / "inception.pth")).to(device)
         metrics = ImageMetrics(extractor, pixels)

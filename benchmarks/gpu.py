@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.common.clock import in_turns, now, seconds, synchronizations
 from benchmarks.common.images import RandomDataModule, image_folder, random_images
 from benchmarks.common.report import ratios, spread, table
+from benchmarks.costs import repeated_calls
 from benchmarks.libraries import library
 from benchmarks.libraries.base import Library, Setting
 from benchmarks.libraries.lit_ddpm import LitDDPM
@@ -169,12 +169,6 @@ def sampling_table(contestants: dict[str, Contestant], rounds: int) -> tuple[str
     first = next(iter(found.values()))
     rows = [[name, spread([1000 * s for s in values]), ratios(first, values)] for name, values in found.items()]
     return table(["setting", "reverse step (ms)", "speed-up"], rows), found
-
-
-def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) -> None:
-    """Calls a network several times."""
-    for _ in range(count):
-        network(images, t)
 
 
 @torch.no_grad()
