@@ -28,11 +28,6 @@ def image_generators(purpose: str, seed: int, index: torch.Tensor | None, count:
     return [keyed_generator(purpose, seed, i) for i in indices]
 
 
-def page_locked(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Returns values of the CPU in memory from which a GPU copies them while the CPU works; unchanged without one."""
-    return values.pin_memory() if device.type == "cuda" else values
-
-
 def reseed(device: torch.device, *key: int | str) -> None:
     """Seeds the global generators of the CPU and of `device`; ``torch.manual_seed`` would ask every backend, slowly."""
     torch.default_generator.manual_seed(key_to_seed(*key))

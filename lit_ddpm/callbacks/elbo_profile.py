@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.device import sent
 from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.callbacks import plots
 from lit_ddpm.callbacks.base import DDPMCallback
@@ -74,7 +75,7 @@ class ELBOProfile(DDPMCallback):
             self._training_kl = _zeros(module)
         if (last := module.last_kl) is not None:
             values = torch.stack([last.kl, torch.ones_like(last.kl)])
-            self._training_kl.index_add_(1, (last.t - 2).to(last.kl.device, non_blocking=True), values)
+            self._training_kl.index_add_(1, sent(last.t - 2, last.kl.device), values)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

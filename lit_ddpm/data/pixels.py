@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.device import sent
+
 TYPE_LEVELS = {torch.uint8: 256, torch.uint16: 65_536}
 """The number of levels of the integer types that hold pixel levels."""
 
@@ -67,4 +69,4 @@ class Standardization:
 
     @staticmethod
     def _expanded(values: Tensor, like: Tensor) -> Tensor:
-        return values.to(like.device, non_blocking=True).reshape(-1, *[1] * (like.ndim - 2))
+        return sent(values, like.device).reshape(-1, *[1] * (like.ndim - 2))

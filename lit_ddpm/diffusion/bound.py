@@ -17,7 +17,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
-from lit_ddpm._internal.random import image_generators, page_locked
+from lit_ddpm._internal.device import page_locked, sent
+from lit_ddpm._internal.random import image_generators
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
@@ -230,7 +231,7 @@ def _draws(
         noise = torch.stack([torch.randn((BLOCK, *x_0.shape[1:]), generator=g) for g in generators], 1)
         noise = page_locked(noise, x_0.device)
         for k in range(start, min(start + BLOCK, num_calls)):
-            yield t[k], noise[k - start].to(x_0.device, non_blocking=True)
+            yield t[k], sent(noise[k - start], x_0.device)
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.device import sent
 from lit_ddpm.diffusion.denoiser import Denoiser, Estimate
 
 
@@ -74,5 +75,5 @@ class LabelDropout:
         if self.probability == 0 or self.no_label is None:
             return cond
         label: Tensor = cond["label"]
-        dropped = (torch.rand(len(label)) < self.probability).to(label.device, non_blocking=True)
+        dropped = sent(torch.rand(len(label)) < self.probability, label.device)
         return {**cond, "label": label.masked_fill(dropped, self.no_label)}

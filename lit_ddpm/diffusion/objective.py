@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_positive
 from lit_ddpm._internal.config import Configurable
+from lit_ddpm._internal.device import sent
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import gaussian_kl, q_posterior, to_float64
@@ -67,7 +68,7 @@ class PosteriorKL(Objective):
         variance = denoiser.training_variance
         p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction, variance=variance)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
-        rows = (pred.t == 1).nonzero().flatten().to(x_0.device, non_blocking=True)
+        rows = sent((pred.t == 1).nonzero().flatten(), x_0.device)
         if len(rows) > 0:
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
@@ -101,8 +102,8 @@ class X0MSE(_MeanObjective):
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         error = (to_float64(pred.x0_hat) - to_float64(pred.x_0)) ** 2
-        weight = (self.weighting or UniformWeighting())(denoiser, pred.t)
-        return weight.to(error, non_blocking=True) * error.flatten(1).mean(1)
+        mse = error.flatten(1).mean(1)
+        return expand_like((self.weighting or UniformWeighting())(denoiser, pred.t), mse) * mse
 
 
 @dataclass(eq=False)
@@ -203,7 +204,7 @@ def training_loss(
     t, weight = (timesteps or UniformTimesteps()).sample(len(x_0), denoiser.schedule.num_steps)
     pred = denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
     losses = (objective or PredictionMSE())(denoiser, pred)
-    return TrainingLoss((weight.to(losses, non_blocking=True) * losses).mean(), losses, weight, pred)
+    return TrainingLoss((expand_like(weight, losses) * losses).mean(), losses, weight, pred)
 
 
 @torch.no_grad()

@@ -85,6 +85,7 @@ def sample_metrics(
     images: the standard error of the FID, and its extrapolation to infinitely many generated images. A half drawn
     without replacement varies about the mean over halves as the whole does about its expectation. The bias of the FID
     is in proportion to 1/N (Chong and Forsyth 2020), so the extrapolation is twice the FID minus the mean over halves.
+    Both are NaN for fewer than four images.
     """
     features = features.double().cpu()
     if not bool(torch.isfinite(features).all()):
@@ -105,8 +106,8 @@ def sample_metrics(
             score.update(logits.double().cpu())
             values["is"] = float(score.compute()[0])
         if fid_halves >= 2:
-            orders = (torch.randperm(len(features)) for _ in range(fid_halves))
-            fids = torch.tensor([_fid(real, features[order[: len(order) // 2]]) for order in orders])
+            orders = (torch.randperm(len(features)) for _ in range(fid_halves if len(features) >= 4 else 0))
+            fids = torch.tensor([_fid(real, features[order[: len(order) // 2]]) for order in orders] or [torch.nan] * 2)
             values |= {"fid_se": float(fids.std()), "fid_infinite": 2 * values["fid"] - float(fids.mean())}
     return values
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm.data.loader import Progress
+from lit_ddpm.diffusion.schedule import expand_like
 from lit_ddpm.diffusion.timesteps import TimestepSampler
 
 
@@ -24,7 +25,7 @@ class ImportanceFeedback(Callback):
     def observe(self, module: LightningModule, batch_idx: int, t: Tensor, losses: Tensor) -> None:
         """Gathers the timesteps and losses of the current batch, both ``[B]``, if the sampler uses them."""
         if self.timesteps.uses_losses:
-            gathered = module.all_gather(torch.stack([t.to(losses, non_blocking=True), losses.detach()], dim=1))
+            gathered = module.all_gather(torch.stack([expand_like(t, losses), losses.detach()], dim=1))
             assert isinstance(gathered, Tensor)
             self._pending = batch_idx, t.is_floating_point(), _CPUCopy(gathered.reshape(-1, 2).T)
 

@@ -38,6 +38,7 @@ def test_halves_give_the_error_and_the_bias_of_the_fid():
     assert errors.mean() == pytest.approx(fids.std(ddof=1), rel=0.25)
     assert fids.mean() - expected > 3 * fids.std() / 40**0.5
     assert abs(infinite.mean() - expected) < 3 * infinite.std() / 40**0.5
+    assert np.isnan(sample_metrics(real, sets[0][:3], kid_subset_size=2, fid_halves=5)["fid_se"])
     assert "fid_se" not in sample_metrics(real, sets[0], kid_subset_size=10)
     assert np.isnan(sample_metrics(real, sets[0] * torch.nan, fid_halves=2)["fid_infinite"])
 
