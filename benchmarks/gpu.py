@@ -6,6 +6,7 @@ bound in each precision with that of the CPU. Then the device tests of the suite
 """
 
 import copy
+import os
 import statistics
 import subprocess
 import sys
@@ -55,6 +56,7 @@ SAMPLED_ROWS = (
     *("float32 without tf32", "tf32", "tf32, channels_last", "bf16-mixed", "bf16-mixed, channels_last"),
     *("diffusers, tf32", "diffusers, bf16-mixed"),
 )
+WORKERS = min(12, os.cpu_count() or 1)  # that read the images of diffusers; those of lit_ddpm are in memory
 COUNTED_STEPS = 12  # in which synchronizations are counted
 
 OPTIONS = {
@@ -89,7 +91,7 @@ class Contestant:
         self.name, self.args = name, args
         kind, settings = ROWS[name]
         common = {"width": args.width, "batch_size": args.batch_size, "clock_every": args.steps // 4}
-        self.library: Library = library(kind)(Setting(folder, num_workers=4, **common, **settings))
+        self.library: Library = library(kind)(Setting(folder, num_workers=WORKERS, **common, **settings))
         if isinstance(self.library, LitDDPM):
             self.library.data = data
         self.tf32 = name != "float32 without tf32"
