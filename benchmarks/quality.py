@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -208,13 +209,16 @@ def plot(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
     """Draws bits/dim and FID against minutes, with a line for each seed."""
     matplotlib.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    for axis, key, label in zip(axes, ("bpd", "fid"), ("bits/dim", "FID"), strict=True):
+    for axis, key, label, scale in zip(axes, ("bpd", "fid"), ("bits/dim", "FID"), ("linear", "log"), strict=True):
         for number, (name, seeds) in enumerate(found.items()):
             for seed, training in enumerate(seeds):
                 points = [(mark["minutes"], mark[key]) for mark in training["marks"]]
                 axis.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label="" if seed else name, alpha=0.7)
-        axis.set(xscale="log", yscale="log", xlabel="minutes of one core", ylabel=label)
+        axis.set(xscale="log", yscale=scale, xlabel="minutes of one core", ylabel=label)
         axis.set_xticks(minutes := [mark["minutes"] for mark in seeds[0]["marks"]], [f"{m:g}" for m in minutes])
+        axis.xaxis.set_minor_locator(NullLocator())
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted("{x:g}")
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.savefig(path, dpi=120)
