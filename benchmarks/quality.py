@@ -23,15 +23,17 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullLocator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.common.classifier import train_classifier
 from benchmarks.common.images import MNISTFiles, image_folder, write_grid
 from benchmarks.common.metrics import ImageMetrics
 from benchmarks.common.report import mean_and_deviation, silence, table
 from benchmarks.libraries import library
 from benchmarks.libraries.base import Budget, Library, Setting
 from lit_ddpm import DDIMSampler, Denoiser, DiscretizedGaussian, variational_bound
+from lit_ddpm.cli.configs import find_config
 from lit_ddpm.data import to_float, to_uint8
 from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.diffusion.report import Report
@@ -119,37 +121,6 @@ OPTIONS = {
 }
 
 
-class Classifier(nn.Module):
-    """A small classifier of uint8 digits ``[N, 1, S, S]`` that returns 64 features and the logits."""
-
-    def __init__(self, image_size: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in ((1, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (image_size // 8) ** 2, 64), nn.ReLU())
-        self.classes = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns features ``[N, 64]`` and logits ``[N, 10]``."""
-        features = self.features(to_float(images, 256))
-        return features, self.classes(features)
-
-
-def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
-    """Trains the classifier."""
-    torch.manual_seed(0)
-    classifier = Classifier(images.shape[-1])
-    optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3)
-    for _ in range(4):
-        for rows in torch.randperm(len(images)).split(64):
-            loss = F.cross_entropy(classifier(images[rows])[1], labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return classifier.eval()
-
-
 def ledger_of(denoiser: Denoiser, images: Tensor) -> Report:
     """Estimates the bound of uint8 images."""
     ledger = Ledger(denoiser.schedule.num_steps, NUM_CALLS)
@@ -172,6 +143,12 @@ class Training:
     test: Tensor  # uint8
     path: Path  # of its figures
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the figures depend on, as a file has it."""
+        identity: dict[str, Any] = json.loads(json.dumps({"row": asdict(self.row), "minutes": list(self.marks)}))
+        return identity
+
     def __call__(self) -> dict[str, Any]:
         """Trains and measures, and writes the figures and the samples of the last mark."""
         silence()
@@ -179,7 +156,7 @@ class Training:
         budget = Budget([60 * mark for mark in self.marks], self.measure)
         torch.manual_seed(self.seed)
         self.model = self.row.library(self.folder, self.seed)
-        self.found: dict[str, Any] = {"parameters": self.model.num_parameters(), "marks": []}
+        self.found: dict[str, Any] = self.identity | {"parameters": self.model.num_parameters(), "marks": []}
         self.model.run(budget)
         write_grid(self.path.with_suffix(".png"), self.samples[:64])
         self.path.write_text(json.dumps(self.found, indent=1))
@@ -199,9 +176,11 @@ class Training:
 
 
 def run(training: Training) -> dict[str, Any]:
-    """Runs a training unless its figures exist; a function of the module, for another process."""
+    """Runs a training unless a file has its figures; a function of the module, for another process."""
     if training.path.is_file():
-        return json.loads(training.path.read_text())  # type: ignore[no-any-return]
+        found: dict[str, Any] = json.loads(training.path.read_text())
+        if all(found.get(name) == value for name, value in training.identity.items()):
+            return found
     return training()
 
 
@@ -245,6 +224,10 @@ def quality_table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def main(args: Namespace) -> dict[str, Any]:
     """Trains and measures all rows."""
+    kind, rows = args.rows, ROWS[args.rows]
+    if args.entry:
+        config = find_config(args.entry, "entry")  # refuses what is neither a file nor a name
+        kind, rows = config.stem, {args.entry: Row("lit_ddpm", str(config))}
     splits = MNISTFiles(args.root).splits()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     padding = (2, 2, 2, 2) if args.rows == "defaults" else (0, 0, 0, 0)
@@ -252,9 +235,6 @@ def main(args: Namespace) -> dict[str, Any]:
     metrics = ImageMetrics(train_classifier(train, splits["train"].labels), train)
     correct = metrics.extractor(test)[1].argmax(1) == splits["test"].labels
     print(f"The classifier's accuracy on the test split is {100 * float(correct.float().mean()):.1f}%.\n", flush=True)
-    kind, rows = args.rows, ROWS[args.rows]
-    if args.entry:
-        kind, rows = Path(args.entry).stem, {args.entry: Row("lit_ddpm", args.entry)}
     found: dict[str, list[Any]] = {name: [None] * args.seeds for name in rows}
     with image_folder(train) as folder, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         waiting = {}

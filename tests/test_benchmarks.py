@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks import bits, gpu, quality, scale, streaming
 from benchmarks.__main__ import FILES
 from benchmarks.common import report
+from benchmarks.common.classifier import Classifier
 from benchmarks.common.images import image_folder, random_images
 from benchmarks.kernels import Convolutions, kind_of
 from benchmarks.libraries.base import Budget
@@ -102,7 +103,7 @@ def test_quality_in_miniature(tmp_path, monkeypatch):
         monkeypatch.setattr(quality, name, value)
     monkeypatch.setattr(quality, "silence", lambda: None)
     images = random_images(count=120, size=28)[:, :1]
-    metrics = quality.ImageMetrics(quality.Classifier(28).eval(), images)
+    metrics = quality.ImageMetrics(Classifier(28).eval(), images)
     found = {}
     with image_folder(images) as folder:
         for name, row in [*quality.ROWS["programs"].items(), ("all four", quality.ROWS["changes"]["all four"])]:

@@ -24,7 +24,7 @@ class DenoisingDiffusionPytorch(Library):
     ) -> None:
         super().__init__(setting)
         nearest = {"dim_mults": (1, 2, 2, 2), "full_attn": (False, True, False, False)}
-        self.network = Unet(setting.width, channels=setting.channels, **(network or nearest))
+        self.network = Unet(**{"dim": setting.width, "channels": setting.channels} | (network or nearest))
         self._results = tempfile.TemporaryDirectory()
         self.trainer = Trainer(
             GaussianDiffusion(self.network, image_size=setting.image_size, timesteps=1000),
