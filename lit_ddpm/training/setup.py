@@ -110,7 +110,7 @@ class SpeedHint(Callback):
     """Reports at the start of a fit which configurations would make it faster; it changes no setting.
 
     A CPU gains from bfloat16 if it has instructions for it, and from channels-last memory in float32. A GPU gains from
-    bfloat16, and from ``torch.compile`` together with channels-last memory, which alone is no gain.
+    bfloat16, and from ``torch.compile`` together with channels-last memory, which alone gains nothing.
     """
 
     def __init__(self, compiled: bool, channels_last: bool) -> None:
