@@ -201,7 +201,8 @@ def _complete_wandb_loggers(trainer: Namespace) -> None:
                 raise ValueError('WandbLogger needs wandb: pip install "lit-ddpm[wandb]".')
             arguments = logger.init_args
             if not arguments.get("id") and not arguments.get("version"):
-                arguments.id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]  # of a sweep
+                # WANDB_RUN_ID is that of a sweep. YAML would read digits around an "e" as a number, so a letter begins.
+                arguments.id = os.environ.get("WANDB_RUN_ID") or f"r{uuid.uuid4().hex[:11]}"
             if arguments.get("save_dir") == ".":
                 arguments.save_dir = trainer.default_root_dir
 

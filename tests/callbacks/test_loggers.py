@@ -5,18 +5,21 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from helpers import CONFIGS, FIT_DIGITS, SMALL, digits, error_of, read_wandb_run, run_command, tiny_module, trainer
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import SampleGrid
+from lit_ddpm.cli.app import _complete_wandb_loggers
 
 WANDB = ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
 QUICK = [
@@ -87,6 +90,14 @@ def test_later_commands_on_a_run_use_its_wandb_run(wandb_run):
     logger = yaml.safe_load((wandb_run / "config.yaml").read_text())["trainer"]["logger"]["init_args"]
     (path,) = wandb_run.glob("wandb/offline-run-*/*.wandb")
     assert path.stem == f"run-{logger['id']}"
+
+
+def test_an_identifier_is_not_read_as_a_number(monkeypatch):
+    """The hexadecimal digits 95e998108491 are infinity in YAML."""
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(hex="95e998108491" + 20 * "0"))
+    logger = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(id=None, save_dir="."))
+    _complete_wandb_loggers(Namespace(logger=logger, default_root_dir="."))
+    assert isinstance(yaml.safe_load(logger.init_args.id), str)
 
 
 def test_a_missing_wandb_login_is_one_sentence(monkeypatch):
