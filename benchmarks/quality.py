@@ -134,7 +134,6 @@ def ledger_of(denoiser: Denoiser, images: Tensor) -> Report:
 class Training:
     """One training of a row, in its own process."""
 
-    name: str
     row: Row
     seed: int
     marks: Sequence[float]  # minutes
@@ -241,7 +240,7 @@ def main(args: Namespace) -> dict[str, Any]:
         for seed in range(args.seeds):
             for number, (name, row) in enumerate(rows.items()):
                 path = args.output_dir / f"{kind}_{number}_{seed}.json"
-                training = Training(name, row, seed, args.minutes, folder, metrics, test, path)
+                training = Training(row, seed, args.minutes, folder, metrics, test, path)
                 waiting[pool.submit(run, training)] = name, seed
         for future in as_completed(waiting):
             name, seed = waiting[future]

@@ -109,7 +109,7 @@ def test_quality_in_miniature(tmp_path, monkeypatch):
         for name, row in [*quality.ROWS["programs"].items(), ("all four", quality.ROWS["changes"]["all four"])]:
             small = replace(row, batch_size=8, options=(*row.options, "--data.batch_size=4"))
             path = tmp_path / f"{len(found)}.json"
-            training = quality.Training(name, small, 0, (1e-4, 2e-4), folder, metrics, images, path)
+            training = quality.Training(small, 0, (1e-4, 2e-4), folder, metrics, images, path)
             found[name] = [quality.run(training)]
             assert json.dumps(quality.run(training)) == json.dumps(found[name][0])  # from its file; a FID may be NaN
             sizes = found[name][0]["parameters"]
