@@ -1,9 +1,9 @@
 """Costs of schedule length, image size, width and processes, of the exact bound, of FID and of start-up.
 
 Fits ``configs/cifar10.yaml`` on random images by the command, at width 32 in batches of 16, and varies one setting at a
-time. The fits take turns, and the figures are those that `Performance` logs. The exact bound and the Inception features
-are compared with the bare calls of their networks, and the start-up of the command with the imports of torch and
-Lightning.
+time. The fits take turns, and the figures are those that `Performance` logs. The exact bound, the sampler and the
+Inception features are compared with the bare calls of their networks, and the start-up of the command with the imports
+of torch and Lightning.
 """
 
 import statistics
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from lit_ddpm import (
     VParametrization,
     variational_bound,
 )
+from lit_ddpm._internal import threads
 from lit_ddpm.data import to_float
 from lit_ddpm.metrics import InceptionFeatures
 
@@ -53,9 +55,11 @@ EVALUATIONS = (("digits", (1, 8, 8), 128), ("mnist", (1, 28, 28), 100), ("cifar1
 """Networks that are evaluated: the configuration, the shape of an image, and the number of images."""
 
 CALLS = 20  # for each image
+TABLES = ("settings", "evaluation", "features", "start")
 
 OPTIONS = {
     "--rounds": {"type": int, "default": 3},
+    "--tables": {"nargs": "+", "choices": TABLES, "default": TABLES, "help": "what to measure, by default everything"},
 }
 
 
@@ -118,41 +122,58 @@ def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) ->
         network(images, t)
 
 
+def in_one_thread(work: Callable[[], Tensor]) -> Tensor:
+    """Does an evaluation in the thread of the caller, whose operators still use all cores."""
+    with patch.object(threads, "MAX_THREADS", 1):
+        return work()
+
+
 @torch.no_grad()
-def network_calls_table(rounds: int) -> tuple[str, Any]:
-    """Measures bound, sampler and Inception features, each next to the calls of its network alone."""
+def evaluation_table(rounds: int) -> tuple[str, Any]:
+    """Measures bound and sampler, in threads and in one, next to as many calls of the network alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, dict[str, list[float]]] = {}
-    pixels = random_images(64).to(device)
-
-    def compare(name: str, whole: Callable[[], Any], network: Callable[[], Any]) -> None:
-        contestants = {"whole": partial(seconds, whole), "network": partial(seconds, network)}
-        found[name] = in_turns(contestants, rounds, warm_up=True)
-
+    rows, figures = [], {}
     for name, shape, count in EVALUATIONS:
         network = shipped_module(name).denoiser.network.to(device).eval()
         denoiser = Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True)
         batch = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device)
         images, t = to_float(batch, 256), torch.full((count,), 2, device=device)
-        works = {
-            "exact bound": partial(variational_bound, denoiser, images, DiscretizedGaussian(256)),
-            "ancestral sampler": partial(AncestralSampler(chunk_size=count), denoiser, images.shape),
-        }
-        for kind, work in works.items():
-            compare(f"`{name}`, {kind}, {count} images", work, partial(repeated_calls, network, images, t, CALLS))
+
+        def bound(denoiser: Denoiser = denoiser, images: Tensor = images) -> Tensor:
+            return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
+
+        sample = partial(AncestralSampler(chunk_size=count), denoiser, (2 * count, *shape))
+        for kind, work, calls in (("exact bound", bound, CALLS), ("ancestral sampler", sample, 2 * CALLS)):
+            contestants = {
+                "threads": partial(seconds, work),
+                "one thread": partial(seconds, partial(in_one_thread, work)),
+                "network": partial(seconds, partial(repeated_calls, network, images, t, calls)),
+            }
+            title = f"`{name}`, {kind}, batches of {count}"
+            figures[title] = found = in_turns(contestants, rounds, warm_up=True)
+            difference = float((work() - in_one_thread(work)).abs().max())
+            relative = [ratios(found[contestant], found["network"]) for contestant in ("one thread", "threads")]
+            rows.append([title, spread(found["network"]), *relative, f"{difference:.1g}"])
+    columns = ["", "network alone, s", "in one thread, relative", "in threads, relative", "largest difference"]
+    return table(columns, rows), figures
+
+
+def features_table(rounds: int) -> tuple[str, Any]:
+    """Measures the Inception features next to Inception alone, and FID and KID without features."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pixels = random_images(64).to(device)
     with tempfile.TemporaryDirectory() as place:
         extractor = InceptionFeatures(**random_inception_settings(Path(place) / "inception.pth")).to(device)
         metrics = ImageMetrics(extractor, pixels)
         inception = extractor.load().to(device)
-    compare(f"Inception features of {len(pixels)} images", partial(extractor, pixels), partial(inception, pixels))
+    contestants = {"features": partial(extractor, pixels), "network": partial(inception, pixels)}
+    found = in_turns({name: partial(seconds, work) for name, work in contestants.items()}, rounds, warm_up=True)
     features = metrics.features(pixels)[0]
     metrics_alone = seconds(lambda: metrics.compare(features, None, kid_subset_size=32))
-    rows = [
-        [name, spread(f["whole"]), spread(f["network"]), ratios(f["whole"], f["network"])] for name, f in found.items()
-    ]
-    text = table(["", "s", "network alone, s", "ratio"], rows)
+    row = spread(found["features"]), spread(found["network"]), ratios(found["features"], found["network"])
+    text = table(["", "s", "network alone, s", "ratio"], [[f"Inception features of {len(pixels)} images", *row]])
     text += f"\n\nFID and KID from the 2,048 features of {len(pixels)} images take {metrics_alone:.1f} s."
-    return text, {"bound_and_features": found, "fid_and_kid": metrics_alone}
+    return text, {"features": found, "fid_and_kid": metrics_alone}
 
 
 def start_table(rounds: int) -> tuple[str, Any]:
@@ -170,13 +191,15 @@ def start_table(rounds: int) -> tuple[str, Any]:
 
 
 def main(args: Namespace) -> dict[str, Any]:
-    """Measures fits, the bound, the metrics and start-up."""
+    """Measures fits, evaluation, features and start-up."""
     figures: dict[str, Any] = {}
     for name, measure, rounds in (
         ("settings", settings_table, args.rounds),
-        ("network_calls", network_calls_table, args.rounds),
+        ("evaluation", evaluation_table, args.rounds),
+        ("features", features_table, args.rounds),
         ("start", start_table, 2 * args.rounds),
     ):
-        text, figures[name] = measure(rounds)
-        print(f"{text}\n", flush=True)
+        if name in args.tables:
+            text, figures[name] = measure(rounds)
+            print(f"{text}\n", flush=True)
     return figures

@@ -65,7 +65,7 @@ class SampleWriter(Callback):
                 f"{self.directory} is not empty, and its images are not of the same weights, sampler and seed: set "
                 "another directory with --output_dir."
             )
-        chunks = SampleChunk.split(self.num_samples, module.sampler.chunk_size, self.seed)
+        chunks = SampleChunk.split(module, self.num_samples, self.seed)
         missing = [chunk for chunk in chunks if not all(self._path(index).is_file() for index in chunk.indices)]
         return missing or chunks[:1]
 

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 
 from lit_ddpm._internal.device import page_locked, sent
 from lit_ddpm._internal.random import image_generators
+from lit_ddpm._internal.threads import evaluation_threads, in_threads
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
@@ -142,6 +143,14 @@ def variational_bound(
     return _reduce(terms, rms, density, dims=x_0[0].numel())
 
 
+class _Draw(NamedTuple):
+    """The random numbers of one network call."""
+
+    t: Tensor  # int64 [B] on the CPU
+    eps: Tensor  # [B, ...], in page-locked memory for a GPU
+    is_first: bool  # whether t = 1
+
+
 class _Terms(NamedTuple):
     """The results of the K network calls, float64 on the CPU; row k is call k, and call 0 has t = 1."""
 
@@ -155,34 +164,44 @@ class _Terms(NamedTuple):
 
 
 def _evaluate(
-    denoiser: Denoiser, x_0: Tensor, decoder: Decoder, draws: Iterator[tuple[Tensor, Tensor]], cond: dict[str, Any]
+    denoiser: Denoiser, x_0: Tensor, decoder: Decoder, draws: Iterator[list[_Draw]], cond: dict[str, Any]
 ) -> _Terms:
-    """Calls the network once for each of the `draws` of (t, eps)."""
+    """Calls the network once for each of the `draws`; those of a block are independent."""
     schedule, clean = denoiser.schedule, to_float64(x_0)
-    rows: dict[str, list[Tensor]] = {"t": [], "squared_error": [], "kl": [], "excess_noise": []}
+
+    def call(draw: _Draw) -> dict[str, Tensor]:
+        t, eps = draw.t, sent(draw.eps, x_0.device).to(clean)
+        x_t = q_marginal(schedule, clean, t).sample(eps)
+        estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
+        x0_hat = estimate.x0_hat.to(clean)
+        p = denoiser.p_given_x0_hat(x_t, x0_hat, t, fraction=estimate.fraction)
+        found = {"squared_error": ((x0_hat - clean) ** 2).flatten(1).mean(1)}
+        if draw.is_first:
+            variances = (schedule.beta(1) * DECODER_SCALES).to(clean)
+            scaled = [-decoder.log_prob(clean, Gaussian(x0_hat, variance)).sum() for variance in variances]
+            found["reconstruction"] = _per_image(-decoder.log_prob(clean, p))
+            found["reconstruction_by_scale"] = torch.stack(scaled)
+        else:
+            found["kl"] = _per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p))
+            found["excess_noise"] = (eps**2).flatten(1).mean(1) - 1
+        return found
+
     with evaluating(denoiser):
         standard_normal = Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
         prior = gaussian_kl(q_marginal(schedule, clean, schedule.num_steps), standard_normal)
-        for k, (t, eps) in enumerate(draws):
-            x_t = q_marginal(schedule, clean, t).sample(eps.to(clean))
-            estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
-            x0_hat = estimate.x0_hat.to(clean)
-            p = denoiser.p_given_x0_hat(x_t, x0_hat, t, fraction=estimate.fraction)
-            rows["t"].append(t)
-            rows["squared_error"].append(((x0_hat - clean) ** 2).flatten(1).mean(1))
-            if k == 0:  # t = 1
-                reconstruction = _per_image(-decoder.log_prob(clean, p))
-                variances = (schedule.beta(1) * DECODER_SCALES).to(clean)
-                scaled = [-decoder.log_prob(clean, Gaussian(x0_hat, variance)).sum() for variance in variances]
-            else:
-                rows["kl"].append(_per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p)))
-                rows["excess_noise"].append((eps.to(clean) ** 2).flatten(1).mean(1) - 1)
-    arrays = {name: torch.stack(values).cpu() for name, values in rows.items()}
+        num_threads, t, calls = evaluation_threads(denoiser.network), [], []
+        for block in draws:
+            t += [draw.t for draw in block]
+            calls += in_threads(call, block, num_threads)
+    first, others = calls[0], calls[1:]
     return _Terms(
         prior=_per_image(prior).double().cpu(),
-        reconstruction=reconstruction.double().cpu(),
-        reconstruction_by_scale=torch.stack(scaled).double().cpu(),
-        **{name: array if name == "t" else array.double() for name, array in arrays.items()},
+        reconstruction=first["reconstruction"].double().cpu(),
+        reconstruction_by_scale=first["reconstruction_by_scale"].double().cpu(),
+        t=torch.stack(t),
+        squared_error=torch.stack([found["squared_error"] for found in calls]).double().cpu(),
+        kl=torch.stack([found["kl"] for found in others]).double().cpu(),
+        excess_noise=torch.stack([found["excess_noise"] for found in others]).double().cpu(),
     )
 
 
@@ -218,10 +237,8 @@ def _reduce(terms: _Terms, rms: Tensor, density: Tensor, dims: int) -> Bound:
     )
 
 
-def _draws(
-    x_0: Tensor, generators: Sequence[Generator], num_calls: int, density: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields ``(t [B] on the CPU, eps [B, ...])``: t = 1, then one t from each of K - 1 strata of a density."""
+def _draws(x_0: Tensor, generators: Sequence[Generator], num_calls: int, density: Tensor) -> Iterator[list[_Draw]]:
+    """Yields blocks of draws: t = 1, then one t from each of K - 1 strata of a density."""
     uniform = torch.stack([torch.rand(num_calls - 1, generator=g, dtype=torch.float64) for g in generators], 1)
     stratum = torch.arange(num_calls - 1, dtype=torch.float64)[:, None]
     quantile = (stratum + uniform) / (num_calls - 1)
@@ -230,8 +247,7 @@ def _draws(
     for start in range(0, num_calls, BLOCK):
         noise = torch.stack([torch.randn((BLOCK, *x_0.shape[1:]), generator=g) for g in generators], 1)
         noise = page_locked(noise, x_0.device)
-        for k in range(start, min(start + BLOCK, num_calls)):
-            yield t[k], sent(noise[k - start], x_0.device)
+        yield [_Draw(t[k], noise[k - start], k == 0) for k in range(start, min(start + BLOCK, num_calls))]
 
 
 def _per_image(values: Tensor) -> Tensor:

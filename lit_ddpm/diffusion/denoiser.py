@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_ddpm._internal.checks import check_one_of, check_positive
 from lit_ddpm._internal.device import sent
 from lit_ddpm._internal.interpolation import interpolate
+from lit_ddpm._internal.threads import stop_if_cancelled
 from lit_ddpm.diffusion.gaussian import Gaussian, marginal_variance, posterior_coefficients, q_marginal
 from lit_ddpm.diffusion.network import ClassConditionalNetwork, ConditionalNetwork, NetworkTime, network_time
 from lit_ddpm.diffusion.parametrization import Parametrization
@@ -50,7 +51,7 @@ class Denoiser(nn.Module):
     Args:
         network: Any module with ``forward(x_t, t, **cond)``, where t is ``[B]`` on the device of x_t; see `time`. Its
             output has the shape of x_t: `Parametrization.outputs` times the channels, and those of x_t once more for a
-            learned variance.
+            learned variance. On a CPU, bound and samplers call it from several threads at once.
         variance: The variance of ``p_theta(x_s|x_t)``: ``"posterior"``, ``"beta"``, ``"learned"``, ``"fixed_small"``,
             ``"fixed_large"``, or ``"analytic"``, which needs `x0_mse`. The type `Variance` describes them.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
@@ -212,6 +213,7 @@ class Denoiser(nn.Module):
 
     def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Calls the network once; returns the prediction, the estimate of x_0, not clipped, and `Estimate.fraction`."""
+        stop_if_cancelled()
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
         time = sent(network_time(self.schedule, t, self.time).expand(len(x_t)), x_t.device)
         x = x_t

@@ -1,6 +1,6 @@
 """Networks: what a denoiser and `DDPM` read from them, and how they are told the time."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ NetworkTime = Literal["t", "log_snr"]
 def network_time(schedule: Schedule, t: Tensor, time: NetworkTime) -> Tensor:
     """Returns what a network gets for timesteps `t`, see `NetworkTime`; of the shape of `t`, on the CPU."""
     return t if time == "t" else (1000 * torch.sigmoid(-schedule.log_snr(t) / 4)).float()
+
+
+def is_per_image(value: Any, num_images: int) -> bool:
+    """Returns whether a keyword argument of a network has an entry for each image."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_images
 
 
 @runtime_checkable

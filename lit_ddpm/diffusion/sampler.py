@@ -16,8 +16,10 @@ from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm._internal.device import page_locked, sent
 from lit_ddpm._internal.random import keyed_generator
+from lit_ddpm._internal.threads import evaluation_threads, in_threads
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
+from lit_ddpm.diffusion.network import is_per_image
 from lit_ddpm.diffusion.schedule import Schedule
 
 
@@ -81,21 +83,22 @@ class Sampler(Configurable, ABC):
         """
         count, image_shape = shape[0], tuple(shape[1:])
         device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
-        images = []
+
+        def draw(chunk: int) -> Tensor:
+            generator = keyed_generator("sample", seed, chunk)
+            # The condition of each image of the chunk; images outside the request take the nearest one.
+            entry = torch.arange(self.chunk_size) + chunk * self.chunk_size - first_index
+            chunk_cond = {
+                key: value[entry.clamp(0, count - 1).to(value.device)] if is_per_image(value, count) else value
+                for key, value in cond.items()
+            }
+            x_T = standard_normal((self.chunk_size, *image_shape), generator, device)
+            last = deque(self.trajectory(denoiser, x_T, generator, **chunk_cond), maxlen=1)
+            return last[0][1][((entry >= 0) & (entry < count)).to(device)]
+
+        chunks = range(first_index // self.chunk_size, -(-(first_index + count) // self.chunk_size))
         with evaluating(denoiser):
-            for chunk in range(first_index // self.chunk_size, -(-(first_index + count) // self.chunk_size)):
-                generator = keyed_generator("sample", seed, chunk)
-                # The condition of each image of the chunk; images outside the request take the nearest one.
-                entry = torch.arange(self.chunk_size) + chunk * self.chunk_size - first_index
-                chunk_cond = {
-                    key: value[entry.clamp(0, count - 1).to(value.device)]
-                    if isinstance(value, Tensor) and value.ndim and len(value) == count
-                    else value
-                    for key, value in cond.items()
-                }
-                x_T = standard_normal((self.chunk_size, *image_shape), generator, device)
-                last = deque(self.trajectory(denoiser, x_T, generator, **chunk_cond), maxlen=1)
-                images.append(last[0][1][((entry >= 0) & (entry < count)).to(device)])
+            images = in_threads(draw, chunks, evaluation_threads(denoiser.network))
         return torch.cat(images) if images else torch.zeros(tuple(shape), device=device)
 
 

@@ -287,7 +287,7 @@ class DDPM(CheckpointedModule):
     @override
     def predict_dataloader(self) -> DataLoader[SampleChunk]:
         """Returns 64 images of seed 0 to draw."""
-        return chunk_loader(SampleChunk.split(64, self.sampler.chunk_size, seed=0))
+        return chunk_loader(SampleChunk.split(self, 64, seed=0))
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from lit_ddpm._internal.threads import evaluation_threads
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.training.distributed import gather_results, interleave
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class SampleChunk(NamedTuple):
-    """Images of a seed that are drawn together; a batch of ``predict``."""
+    """Images of a seed that are drawn at once; a batch of ``predict``."""
 
     seed: int
     first_index: int
@@ -34,10 +35,15 @@ class SampleChunk(NamedTuple):
         return range(self.first_index, self.first_index + self.num_images)
 
     @classmethod
-    def split(cls, num_images: int, chunk_size: int, seed: int) -> list["SampleChunk"]:
-        """Returns the chunks of the images 0 to ``num_images - 1`` of a seed."""
-        starts = range(0, num_images, chunk_size)
-        return [cls(seed, start, min(chunk_size, num_images - start)) for start in starts]
+    def split(cls, module: "DDPM", num_images: int, seed: int) -> list["SampleChunk"]:
+        """Returns the images 0 to ``num_images - 1`` of a seed, in groups for the sampler of a module."""
+        size = images_at_once(module, module.sampler)
+        return [cls(seed, start, min(size, num_images - start)) for start in range(0, num_images, size)]
+
+
+def images_at_once(module: "DDPM", sampler: Sampler) -> int:
+    """Returns how many images to draw at once: a chunk of the sampler in each thread."""
+    return sampler.chunk_size * evaluation_threads(module.denoiser.network)
 
 
 def chunk_loader(chunks: Sequence[SampleChunk]) -> DataLoader[SampleChunk]:
@@ -163,16 +169,17 @@ def draw(
 
     Returns the results of `transform` for the chunks ``[B, C, H, W]``, in order, on every rank.
     """
-    chunk_starts = range(0, num_images, sampler.chunk_size)[trainer.global_rank :: trainer.world_size]
+    at_once = images_at_once(module, sampler)
+    starts = range(0, num_images, at_once)[trainer.global_rank :: trainer.world_size]
 
     def draw_chunks() -> list[Result]:
         results = []
-        for start in progress(trainer, chunk_starts, description):
+        for start in progress(trainer, starts, description):
             with trainer.precision_plugin.forward_context():
-                count = min(sampler.chunk_size, num_images - start)
+                count = min(at_once, num_images - start)
                 cond = held_out_cond(module, start, count)
                 images = module.sample(count, seed, start, sampler=sampler, **cond)
-            results.append(transform(images))
+            results += [transform(chunk) for chunk in torch.split(images, sampler.chunk_size)]
         return results
 
     return interleave(gather_results(trainer, draw_chunks))

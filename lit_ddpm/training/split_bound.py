@@ -16,6 +16,7 @@ from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.image_ledger import Column, ImageLedger
 from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
 from lit_ddpm.diffusion.likelihood import FLOW_STEPS, exact_likelihood
+from lit_ddpm.diffusion.network import is_per_image
 from lit_ddpm.diffusion.report import LIKELIHOOD, TERMS, Report
 from lit_ddpm.diffusion.weighting import kl_weight
 
@@ -80,7 +81,7 @@ class SplitBound:
         if self._chosen is not None:
             keep &= torch.tensor([int(i) in self._chosen for i in index])
         if not bool(keep.all()):
-            cond = {k: v[keep] if _is_batch(v, x_0) else v for k, v in cond.items()}
+            cond = {k: v[keep] if is_per_image(v, len(x_0)) else v for k, v in cond.items()}
             x_0, index = x_0[keep], index[keep]
         if len(x_0) > 0:
             self._waiting.append((x_0, cond, index))
@@ -95,7 +96,7 @@ class SplitBound:
         self._waiting.clear()
         x_0, index = torch.cat(images), torch.cat(indices)
         cond = {
-            name: torch.cat([c[name] for c in conds]) if _is_batch(conds[0][name], images[0]) else value
+            name: torch.cat([c[name] for c in conds]) if is_per_image(value, len(images[0])) else value
             for name, value in conds[0].items()
         }
         bound = variational_bound(
@@ -152,8 +153,3 @@ def _over_ranks(trainer: Trainer, values: Tensor, operation: str) -> Tensor:
     strategy = trainer.strategy
     reduced: Tensor = strategy.reduce(values.to(strategy.root_device), reduce_op=operation)
     return reduced
-
-
-def _is_batch(value: Any, images: Tensor) -> bool:
-    """Returns whether a keyword argument of the network has a value for each image."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(images)

@@ -42,7 +42,8 @@ def test_labels_that_do_not_fit_are_refused(label, message):
 
 
 def test_chunks_cover_the_images_once():
-    chunks = SampleChunk.split(20, 8, seed=3)
+    module = tiny_module()
+    chunks = SampleChunk.split(module, 20, seed=3)
     assert [(chunk.seed, chunk.num_images) for chunk in chunks] == [(3, 8), (3, 8), (3, 4)]
     assert [index for chunk in chunks for index in chunk.indices] == list(range(20))
 
