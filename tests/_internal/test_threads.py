@@ -116,7 +116,7 @@ def test_an_error_in_a_thread_is_raised_and_stops_the_others(cores):
         in_threads(work, range(8), 2)
     assert stopped[0] == 0
     assert len(stopped) <= 2  # most items after it are not started
-    stop_if_cancelled()  # the thread of the caller goes on
+    stop_if_cancelled()  # the caller is not stopped
 
 
 def test_an_interruption_stops_all_threads(cores):
