@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PILOT_IMAGES = 64
 PILOT_CALLS = 16
+LEAST_CALLS = 3  # two KL terms: a single one has no strata, and would vary more than the pilot predicts
 CONFIDENCE = 0.8  # that the chosen numbers meet the target, which covers the error of the pilot
 
 
@@ -90,7 +91,8 @@ class Spread:
         def images_for(calls: int) -> int:
             return math.ceil((self.images + self.noise / (calls - 1)) / allowed)
 
-        feasible = [calls for calls in range(2, num_steps + 1) if images_for(calls) <= available]
+        numbers = range(min(LEAST_CALLS, num_steps), num_steps + 1)
+        feasible = [calls for calls in numbers if images_for(calls) <= available]
         if not feasible:
             least = math.sqrt((self.images + self.noise / (num_steps - 1)) / available)
             raise ValueError(

@@ -66,6 +66,13 @@ def test_the_fewest_calls_for_a_standard_error():
         assert 1.1795 * (0.04 + 0.9 / (size.num_timesteps - 1)) / size.num_images <= 1.0001 * target_se**2
 
 
+def test_a_test_has_at_least_two_kl_terms():
+    """The variance of a single one, which has no strata, does not follow from that of the pilot."""
+    size = Spread(images=0.1, noise=0.04, num_images=64).smallest(0.02, 800, num_steps=100)
+    assert size.num_timesteps == 3
+    assert Spread(images=0.1, noise=0.04, num_images=64).smallest(0.02, 800, num_steps=2).num_timesteps == 2
+
+
 def test_a_target_chooses_the_test(tmp_path):
     _, exact = measured(tmp_path, EvaluationSize())
     target = 1.5 * exact["total"].std(ddof=1) / math.sqrt(50)
