@@ -118,7 +118,7 @@ def run_lit_ddpm(command: str, *args: str) -> None:
         extra = ["--trainer.max_epochs=1", *SMALL_NETWORK]
         extra += [] if "--output_dir" in args else ["--output_dir", tempfile.mkdtemp()]
     elif command == "predict":
-        extra = ["--num_samples=3"]
+        extra = ["--num_samples=3", "--model.sampler.chunk_size=3"]
     elif command == "fit" and "--ckpt_path" in args:
         extra = ["--trainer.max_epochs=3", *(few if "theirs" in args[-1] else [])]
     elif command == "fit":

@@ -55,6 +55,7 @@ SMALL_COMPARISON = [
     "--model.schedule.num_steps=32",
     "--model.sampler.num_steps=8",
     "--model.num_val_timesteps=4",
+    "--data.batch_size=16",
     "--data.eval_batch_size=360",
     "--trainer.max_epochs=2",
     "--trainer.limit_train_batches=3",

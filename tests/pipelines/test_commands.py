@@ -133,6 +133,7 @@ def test_trained_models_are_compared(imported, monkeypatch, capsys):
     monkeypatch.setattr(Run, "_run_process", run_here)
     main(["import", "theirs", "--data", "digits", "--output_dir", "runs/large", "--model.variance=fixed_large"])
     small = ["--trainer.callbacks=[]", "--trainer.limit_test_batches=2", "--data.eval_batch_size=20", *QUIET]
+    small.append("--data.batch_size=8")  # of the gradients
     fit_digits()
     trained = f"{imported},runs/large/checkpoints/last.ckpt,runs/digits"
     models = ["--models", trained, "--output_dir", "runs/compare"]
