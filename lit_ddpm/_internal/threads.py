@@ -27,7 +27,8 @@ def evaluation_threads(network: nn.Module) -> int:
     threads; and with several processes, whose collective operations need one order.
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-    compiled = any(module._compiled_call_impl is not None for module in network.modules())
+    modules = network.modules()  # compiled in place, or by `torch.compile`, which wraps them
+    compiled = any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in modules)
     if not on_cpu or compiled or (distributed.is_available() and distributed.is_initialized()):
         return 1
     cores = torch.get_num_threads()

@@ -145,6 +145,7 @@ def test_networks_that_threads_may_not_share(cores, monkeypatch):
     compiled = nn.Sequential(TinyNetwork())
     compiled[0].compile(backend="eager")
     assert evaluation_threads(compiled) == 1
+    assert evaluation_threads(torch.compile(TinyNetwork(), backend="eager")) == 1
     assert evaluation_threads(TinyNetwork().to("meta")) == 1
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "is_initialized", lambda: True)
