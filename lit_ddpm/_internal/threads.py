@@ -1,7 +1,7 @@
-"""Evaluation on a CPU: parts of the images in threads of their own.
+"""Evaluation on a CPU: several network calls at once, each in a thread of its own.
 
-The operators of a network run on all cores, but the work between them on one. Threads that each call the network with
-images of their own, and with their share of the cores, use all of them at any time.
+An operator uses all cores, but between two operators all cores but one wait. With a share of the cores for each thread
+none waits.
 """
 
 import threading
