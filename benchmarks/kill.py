@@ -28,6 +28,8 @@ CALLBACKS = """[
   init_args: {filename: last, every_n_train_steps: 1, enable_version_counter: false}}]"""
 SETTINGS = [
     "--model.network.width=16",
+    "--model.network.multipliers=[1]",
+    "--model.network.attention_levels=[]",
     "--model.network.num_blocks=1",
     "--model.network.head_channels=16",
     "--model.schedule.num_steps=32",

@@ -59,6 +59,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """
     if not hasattr(FSDPModule, "set_reshard_after_forward"):
         raise ValueError(f"sharded weights need torch 2.8 or later; this is {torch.__version__}.")
+    network.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded
     members = [member for module in network.modules() if isinstance(module, nn.ModuleList) for member in module]
     layers = [member for member in members if not isinstance(member, nn.ModuleList)]
     for module in [*reversed(layers), network]:  # inner modules first

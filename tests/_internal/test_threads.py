@@ -119,8 +119,10 @@ def test_an_error_in_a_thread_is_raised_and_stops_the_others(cores):
     stop_if_cancelled()  # the caller is not stopped
 
 
-def test_an_interruption_stops_all_threads(cores):
+def test_an_interruption_stops_all_threads(cores, request):
     cores(2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def work(item):
         if item == 1:
@@ -128,10 +130,10 @@ def test_an_interruption_stops_all_threads(cores):
             os.kill(os.getpid(), signal.SIGINT)
         run_until_cancelled()
 
-    before = threading.active_count()
+    count = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         in_threads(work, range(8), 2)
-    assert threading.active_count() == before
+    assert threading.active_count() == count
 
 
 @pytest.mark.parametrize(("number", "threads"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 3), (7, 1), (16, 4)])

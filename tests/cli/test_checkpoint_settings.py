@@ -42,7 +42,7 @@ def batches(monkeypatch):
 )
 def test_flags_change_the_sampler_of_a_checkpoint(flags, num_calls, checkpoint, batches):
     main(["predict", "--ckpt_path", checkpoint, "--num_samples=2", "--output_dir", "samples", *flags, *QUIET])
-    assert batches == [64] * num_calls
+    assert batches == [128] * num_calls
 
 
 def test_flags_change_the_schedule_of_a_checkpoint(checkpoint):
@@ -57,7 +57,7 @@ def test_guidance_of_a_checkpoint(tmp_path, monkeypatch, batches):
     batches.clear()
     (last,) = Path("runs").rglob("last.ckpt")
     main(["predict", "--ckpt_path", str(last), "--num_samples=2", "--model.guidance=2", *QUIET])
-    assert batches == [128] * 16  # with the label and without
+    assert batches == [256] * 16  # with the label and without
 
 
 def test_another_network_does_not_fit_the_weights(checkpoint, capsys):

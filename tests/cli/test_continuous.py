@@ -12,6 +12,7 @@ from lit_ddpm.diffusion.report import Report
 from lit_ddpm.training import evaluation
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
+FEW = [*QUIET, "--data.eval_batch_size=32", "--trainer.limit_test_batches=2"]
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_any_number_of_steps_from_the_command(continuous, capsys):
 
 def test_the_exact_likelihood_from_the_command(continuous, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "FLOW_STEPS", 4)
-    main(["test", "--ckpt_path", continuous, "--exact", "--model.schedule.num_steps=20", *QUIET])
+    main(["test", "--ckpt_path", continuous, "--exact", "--model.schedule.num_steps=20", *FEW])
     report = Report.load(Path("runs/continuous/ledger.json"))
     bound, entries = report.terms["total"].value, report.likelihood
     assert bound - entries["likelihood"].value == pytest.approx(entries["gap"].value, abs=1e-9)
@@ -58,7 +59,7 @@ def test_the_exact_likelihood_from_the_command(continuous, monkeypatch, capsys):
     assert "exact likelihood" in capsys.readouterr().out
     (line,) = [row for row in read_csv("runs/continuous/metrics.csv") if row.get("test/bpd_likelihood")]
     assert float(line["test/bpd_gap"]) == pytest.approx(entries["gap"].value, rel=1e-5)
-    main(["test", "--ckpt_path", continuous, "--model.schedule.num_steps=20", *QUIET])
+    main(["test", "--ckpt_path", continuous, "--model.schedule.num_steps=20", *FEW])
     assert Report.load(Path("runs/continuous/ledger.json")).likelihood is None
 
 

@@ -21,7 +21,9 @@ FIT_DIGITS = ["fit", "--config", DIGITS_CONFIG]
 FIT_CONDITIONAL_DIGITS = [*FIT_DIGITS, "--config", str(CONFIGS / "digits_conditional.yaml")]
 SMALL_NETWORK = [
     "--model.network.width=8",
+    "--model.network.multipliers=[1]",
     "--model.network.num_blocks=1",
+    "--model.network.attention_levels=[]",
     "--model.network.head_channels=8",
 ]
 FEW_SAMPLES = {

@@ -21,7 +21,7 @@ from lit_ddpm.data import ImageTensors
 def make(lr_scheduler=lambda optimizer: OneCycle(optimizer, max_lr=1e-3)):
     torch.manual_seed(0)
     return tiny_module(
-        network=UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3),
+        network=UNet(width=8, multipliers=[1], num_blocks=1, attention_levels=[], dropout=0.3),
         timesteps=ImportanceTimesteps(history=1),
         lr_scheduler=lr_scheduler,
     )
@@ -135,7 +135,7 @@ def test_an_interrupted_fit_resumes_with_the_same_batch(tmp_path):
 def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
     def make():
         torch.manual_seed(0)
-        network = UNet(width=16, num_blocks=1, attention_levels=[], dropout=0.3)
+        network = UNet(width=8, multipliers=[1], num_blocks=1, attention_levels=[], dropout=0.3)
         return tiny_module(
             network=network,
             timesteps=StratifiedTimesteps(),
@@ -188,22 +188,22 @@ class Checkpoint(ModelCheckpoint):
 
 
 SETTINGS = {  # what ends a fit, its epochs, its optimizer steps and its validations
-    "max_steps": {"max_steps": 11, "max_epochs": -1},
-    "max_time": {"max_epochs": 3, "max_time": "00:01:00:00"},
-    "limit_train_batches": {"max_epochs": 3, "limit_train_batches": 3},
+    "max_steps": {"max_steps": 7, "max_epochs": -1},
+    "max_time": {"max_epochs": 2, "max_time": "00:01:00:00"},
+    "limit_train_batches": {"max_epochs": 2, "limit_train_batches": 3},
     "limit_train_share": {"max_epochs": 3, "limit_train_batches": 0.6},
-    "overfit_batches": {"max_epochs": 4, "overfit_batches": 3},
-    "val_check_interval": {"max_epochs": 3, "val_check_interval": 2},
-    "val_check_share": {"max_epochs": 3, "val_check_interval": 0.5, "limit_train_batches": 3},
+    "overfit_batches": {"max_epochs": 3, "overfit_batches": 3},
+    "val_check_interval": {"max_epochs": 2, "val_check_interval": 2},
+    "val_check_share": {"max_epochs": 2, "val_check_interval": 0.5, "limit_train_batches": 3},
     "val_over_epochs": {"max_epochs": 3, "val_check_interval": 3, "check_val_every_n_epoch": None},
     "check_val_every_n_epoch": {"max_epochs": 4, "check_val_every_n_epoch": 2},
-    "no_validation": {"max_epochs": 3, "limit_val_batches": 0},
+    "no_validation": {"max_epochs": 2, "limit_val_batches": 0},
     "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 3},
     "accumulation_over_an_end": {"max_steps": 7, "max_epochs": -1, "accumulate_grad_batches": 3},
     "accumulation_and_limit": {"max_epochs": 4, "accumulate_grad_batches": 2, "limit_train_batches": 3},
-    "sanity_check": {"max_epochs": 3, "num_sanity_val_steps": 2},
-    "reload": {"max_epochs": 4, "reload_dataloaders_every_n_epochs": 1},
-    "manual_sampler": {"max_epochs": 3, "use_distributed_sampler": False},
+    "sanity_check": {"max_epochs": 2, "num_sanity_val_steps": 2},
+    "reload": {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1},
+    "manual_sampler": {"max_epochs": 2, "use_distributed_sampler": False},
 }
 
 
