@@ -200,10 +200,11 @@ def evaluation_table(model: LitDDPM, args: Namespace) -> tuple[str, Any]:
 @torch.no_grad()
 def precision_table(model: LitDDPM) -> tuple[str, Any]:
     """Compares the bound of four images in each precision with that on the CPU in float32."""
-    denoiser = copy.deepcopy(model.module.denoiser).to(model.device)
+    denoiser = copy.deepcopy(model.module.denoiser).cpu()
     images = to_float(random_images(4), 256)
     measure = partial(variational_bound, decoder=DiscretizedGaussian(256), num_timesteps=16)
-    reference = measure(copy.deepcopy(denoiser).cpu(), images).total
+    reference = measure(denoiser, images).total
+    denoiser.to(model.device)
     found = {}
     for name, allowed, dtype in (
         ("float32 without tf32", False, None),

@@ -31,7 +31,7 @@ def fit(name: str, directory: Path, options: dict[str, Any]) -> dict[str, list[f
     """Runs ``lit-ddpm fit`` in a separate process and returns the values of each logged ``perf/`` key.
 
     Args:
-        name: The configuration, ``configs/<name>.yaml``.
+        name: The configuration, by name or file.
         directory: The run directory.
         options: Further options of the command, such as ``{"trainer.max_steps": 32}``.
 
@@ -39,7 +39,7 @@ def fit(name: str, directory: Path, options: dict[str, Any]) -> dict[str, list[f
         RuntimeError: If the command fails.
     """
     values = {"trainer.default_root_dir": str(directory), **options}
-    command = [sys.executable, "-m", "lit_ddpm", "fit", "--config", str(CONFIGS / f"{name}.yaml")]
+    command = [sys.executable, "-m", "lit_ddpm", "fit", "--config", name]
     command += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
