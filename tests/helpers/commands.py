@@ -21,11 +21,10 @@ FIT_DIGITS = ["fit", "--config", DIGITS_CONFIG]
 FIT_CONDITIONAL_DIGITS = [*FIT_DIGITS, "--config", str(CONFIGS / "digits_conditional.yaml")]
 SMALL_NETWORK = [
     "--model.network.width=8",
-    "--model.network.multipliers=[1]",
     "--model.network.num_blocks=1",
-    "--model.network.attention_levels=[]",
     "--model.network.head_channels=8",
 ]
+ONE_LEVEL = ["--model.network.multipliers=[1]", "--model.network.attention_levels=[]"]  # fast for small images
 FEW_SAMPLES = {
     "extractor": "lit_ddpm.metrics.DigitsFeatures",
     "num_samples": 100,
@@ -43,6 +42,7 @@ CALLBACKS = [  # those of the digits, with few samples
 ]
 SMALL = [
     *SMALL_NETWORK,
+    *ONE_LEVEL,
     f"--trainer.callbacks={json.dumps(CALLBACKS)}",
     "--model.schedule.num_steps=64",
     "--model.sampler.num_steps=16",
@@ -53,6 +53,7 @@ SMALL = [
 ]
 SMALL_COMPARISON = [
     *SMALL_NETWORK,
+    *ONE_LEVEL,
     f"--trainer.callbacks={json.dumps(CALLBACKS)}",
     "--model.schedule.num_steps=32",
     "--model.sampler.num_steps=8",
