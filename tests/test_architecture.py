@@ -34,6 +34,11 @@ def test_imports_run_one_way():
             assert name.split(".")[0] != "lightning", path
 
 
+def test_results_are_converted_to_float64_on_the_cpu():
+    """MPS has no float64: a tensor is moved first, or converted by `to_float64`."""
+    assert [path for path in PACKAGE.rglob("*.py") if ".double().cpu()" in path.read_text()] == []
+
+
 def test_the_mathematics_works_without_lightning():
     modules = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")

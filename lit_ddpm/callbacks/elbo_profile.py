@@ -95,7 +95,7 @@ class ELBOProfile(DDPMCallback):
         directory = RunDirectory.of_trainer(trainer).profile
         if not trainer.is_global_zero:
             return
-        nats, counts = training_kl.double().cpu()
+        nats, counts = training_kl.cpu().double()
         in_unit = bits_per_dim(nats, 1) if report.unit == "bits/dim" else nats
         table = plots.profile_table(report, (in_unit, counts), *_weights(module))
         images = {

@@ -85,7 +85,7 @@ def smooth_rms(second_moment: Tensor) -> Tensor:
     """
     num_kl = len(second_moment)
     block = torch.arange(num_kl) * min(KNOTS, num_kl) // num_kl
-    sums = torch.zeros(int(block[-1]) + 1, dtype=torch.float64).index_add_(0, block, second_moment.double().cpu())
+    sums = torch.zeros(int(block[-1]) + 1, dtype=torch.float64).index_add_(0, block, second_moment.cpu().double())
     mean = sums / block.bincount()
     knots = 2 ** (mean.clamp(min=1e-30).log2().round() / 2)
     return interpolate(knots[None, None], size=num_kl, mode="linear")[0, 0]
@@ -195,13 +195,13 @@ def _evaluate(
             calls += in_threads(call, block, num_threads)
     first, others = calls[0], calls[1:]
     return _Terms(
-        prior=_per_image(prior).double().cpu(),
-        reconstruction=first["reconstruction"].double().cpu(),
-        reconstruction_by_scale=first["reconstruction_by_scale"].double().cpu(),
+        prior=_per_image(prior).cpu().double(),
+        reconstruction=first["reconstruction"].cpu().double(),
+        reconstruction_by_scale=first["reconstruction_by_scale"].cpu().double(),
         t=torch.stack(t),
-        squared_error=torch.stack([found["squared_error"] for found in calls]).double().cpu(),
-        kl=torch.stack([found["kl"] for found in others]).double().cpu(),
-        excess_noise=torch.stack([found["excess_noise"] for found in others]).double().cpu(),
+        squared_error=torch.stack([found["squared_error"] for found in calls]).cpu().double(),
+        kl=torch.stack([found["kl"] for found in others]).cpu().double(),
+        excess_noise=torch.stack([found["excess_noise"] for found in others]).cpu().double(),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm.diffusion.gaussian import Gaussian
+from lit_ddpm.diffusion.gaussian import Gaussian, to_float64
 
 
 class Decoder(Configurable, ABC):
@@ -70,7 +70,7 @@ class DiscretizedGaussian(Decoder):
         low, high = float(x_0.min()), float(x_0.max())
         if low < -1 or high > 1:
             raise ValueError(f"images must lie in [-1, 1] for {self}; their range is {low:g} to {high:g}.")
-        position = (x_0.double() + 1) / 2 * (self.levels - 1)
+        position = (to_float64(x_0) + 1) / 2 * (self.levels - 1)
         distance = (position - position.round()).abs()
         if float(distance.max()) > 1e-2:
             value = float(x_0.flatten()[int(distance.argmax())])

@@ -169,8 +169,8 @@ def gradient_statistics(
     total = sum(counts)
     if total < 2:
         raise ValueError(f"gradients need at least two batches of images, not {total}: set a smaller batch_size.")
-    products = (sums[0] @ sums[1].T).double().cpu()
-    norms = torch.linalg.vecdot(sums, sums).double().cpu().sum(0)
+    products = (sums[0] @ sums[1].T).cpu().double()
+    norms = torch.linalg.vecdot(sums, sums).cpu().double().sum(0)
     inner = products / (counts[0] * counts[1])
     mean_square = (norms + 2 * products.diagonal()) / total**2
     variance = (squares - total * mean_square) / (total - 1) * batch_size

@@ -21,7 +21,7 @@ class ImageLedger:
         """Adds images with their `index` and their columns, each ``[B]``."""
         self._index.append(index.cpu())
         for name, values in columns.items():
-            self._columns.setdefault(name, []).append(values.double().cpu())
+            self._columns.setdefault(name, []).append(values.cpu().double())
 
     def gather(self, reduce: Callable[[Tensor, str], Tensor] | None, names: tuple[str, ...]) -> dict[str, Column]:
         """Returns the columns `names` of the images of all ranks, in the order of their ``index``, another column.

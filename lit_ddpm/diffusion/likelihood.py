@@ -121,9 +121,9 @@ def exact_likelihood(
         log_prior = _log_density(GaussianDecoder(), y[-1] * signal[1], standard_normal)
         change_of_scale = x_0[0].numel() * math.log(signal[1] / signal[0])
         return Likelihood(
-            flow=-(log_prior + change_of_scale + divergence[-1]).double().cpu(),
-            dequantization=_log_density(GaussianDecoder(), x_1, q_1).double().cpu(),
-            reconstruction=-_log_density(decoder, clean, p).double().cpu(),
+            flow=-(log_prior + change_of_scale + divergence[-1]).cpu().double(),
+            dequantization=_log_density(GaussianDecoder(), x_1, q_1).cpu().double(),
+            reconstruction=-_log_density(decoder, clean, p).cpu().double(),
         )
 
 

@@ -87,7 +87,7 @@ def sample_metrics(
     is in proportion to 1/N (Chong and Forsyth 2020), so the extrapolation is twice the FID minus the mean over halves.
     Both are NaN for fewer than four images.
     """
-    features = features.double().cpu()
+    features = features.cpu().double()
     if not bool(torch.isfinite(features).all()):
         halves = ("fid_se", "fid_infinite") if fid_halves >= 2 else ()
         names = ("fid", "kid", "kid_std", *(("is",) if logits is not None else ()), *halves)
@@ -97,13 +97,13 @@ def sample_metrics(
         warnings.filterwarnings("ignore", r"std\(\): degrees of freedom")  # the IS of a single split has no deviation
         torch.manual_seed(key_to_seed("metrics", seed))
         kid = KernelInceptionDistance(nn.Identity(), kid_subsets, kid_subset_size, sync_on_compute=False)
-        kid.update(real.features.double().cpu(), real=True)
+        kid.update(real.features.cpu().double(), real=True)
         kid.update(features, real=False)
         kid_mean, kid_std = kid.compute()
         values = {"fid": _fid(real, features), "kid": float(kid_mean), "kid_std": float(kid_std)}
         if logits is not None:
             score = InceptionScore(nn.Identity(), is_splits, sync_on_compute=False)
-            score.update(logits.double().cpu())
+            score.update(logits.cpu().double())
             values["is"] = float(score.compute()[0])
         if fid_halves >= 2:
             orders = (torch.randperm(len(features)) for _ in range(fid_halves if len(features) >= 4 else 0))
