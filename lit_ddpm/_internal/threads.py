@@ -56,17 +56,17 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], num_th
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients), torch.autocast("cpu", *autocast):
             return function(item)
 
-    with ThreadPoolExecutor(num_threads, initializer=start) as pool:
-        try:
-            futures = [pool.submit(call, item) for item in items]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # raises the first error
-            return [future.result() for future in futures]
-        finally:
-            cancelled.set()
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(cores)  # torch gives new threads the number of the last call
+    pool = ThreadPoolExecutor(num_threads, initializer=start)
+    try:
+        futures = [pool.submit(call, item) for item in items]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()  # raises the first error
+        return [future.result() for future in futures]
+    finally:
+        cancelled.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # torch gives new threads the number of the last call
 
 
 def stop_if_cancelled() -> None:

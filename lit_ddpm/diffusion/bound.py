@@ -143,12 +143,8 @@ def variational_bound(
     return _reduce(terms, rms, density, dims=x_0[0].numel())
 
 
-class _Draw(NamedTuple):
-    """The random numbers of one network call."""
-
-    t: Tensor  # int64 [B] on the CPU
-    eps: Tensor  # [B, ...], in page-locked memory for a GPU
-    is_first: bool  # whether t = 1
+_Draw = tuple[Tensor, Tensor]
+"""The random numbers of one network call: t, int64 ``[B]`` on the CPU, and eps, ``[B, ...]``, page-locked for a GPU."""
 
 
 class _Terms(NamedTuple):
@@ -170,13 +166,13 @@ def _evaluate(
     schedule, clean = denoiser.schedule, to_float64(x_0)
 
     def call(draw: _Draw) -> dict[str, Tensor]:
-        t, eps = draw.t, sent(draw.eps, x_0.device).to(clean)
+        t, eps = draw[0], sent(draw[1], x_0.device).to(clean)
         x_t = q_marginal(schedule, clean, t).sample(eps)
         estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
         x0_hat = estimate.x0_hat.to(clean)
         p = denoiser.p_given_x0_hat(x_t, x0_hat, t, fraction=estimate.fraction)
-        found = {"squared_error": ((x0_hat - clean) ** 2).flatten(1).mean(1)}
-        if draw.is_first:
+        found = {"t": t, "squared_error": ((x0_hat - clean) ** 2).flatten(1).mean(1)}
+        if bool((t == 1).all()):
             variances = (schedule.beta(1) * DECODER_SCALES).to(clean)
             scaled = [-decoder.log_prob(clean, Gaussian(x0_hat, variance)).sum() for variance in variances]
             found["reconstruction"] = _per_image(-decoder.log_prob(clean, p))
@@ -189,19 +185,20 @@ def _evaluate(
     with evaluating(denoiser):
         standard_normal = Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
         prior = gaussian_kl(q_marginal(schedule, clean, schedule.num_steps), standard_normal)
-        num_threads, t, calls = evaluation_threads(denoiser.network), [], []
-        for block in draws:
-            t += [draw.t for draw in block]
-            calls += in_threads(call, block, num_threads)
-    first, others = calls[0], calls[1:]
+        num_threads = evaluation_threads(denoiser.network)
+        calls = [found for block in draws for found in in_threads(call, block, num_threads)]
+
+    def rows(name: str) -> Tensor:
+        return torch.stack([found[name] for found in calls if name in found]).cpu()
+
     return _Terms(
         prior=_per_image(prior).cpu().double(),
-        reconstruction=first["reconstruction"].cpu().double(),
-        reconstruction_by_scale=first["reconstruction_by_scale"].cpu().double(),
-        t=torch.stack(t),
-        squared_error=torch.stack([found["squared_error"] for found in calls]).cpu().double(),
-        kl=torch.stack([found["kl"] for found in others]).cpu().double(),
-        excess_noise=torch.stack([found["excess_noise"] for found in others]).cpu().double(),
+        reconstruction=rows("reconstruction")[0].double(),
+        reconstruction_by_scale=rows("reconstruction_by_scale")[0].double(),
+        t=rows("t"),
+        squared_error=rows("squared_error").double(),
+        kl=rows("kl").double(),
+        excess_noise=rows("excess_noise").double(),
     )
 
 
@@ -247,7 +244,7 @@ def _draws(x_0: Tensor, generators: Sequence[Generator], num_calls: int, density
     for start in range(0, num_calls, BLOCK):
         noise = torch.stack([torch.randn((BLOCK, *x_0.shape[1:]), generator=g) for g in generators], 1)
         noise = page_locked(noise, x_0.device)
-        yield [_Draw(t[k], noise[k - start], k == 0) for k in range(start, min(start + BLOCK, num_calls))]
+        yield [(t[k], noise[k - start]) for k in range(start, min(start + BLOCK, num_calls))]
 
 
 def _per_image(values: Tensor) -> Tensor:
