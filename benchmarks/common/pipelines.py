@@ -29,12 +29,14 @@ NETWORK: dict[str, Any] = {
 """A small network for the digits."""
 
 
-def train_pipeline(scheduler: DDPMScheduler, max_steps: int, max_seconds: float = float("inf")) -> DDPMPipeline:
-    """Trains a pipeline on the digits with the loop of the diffusers guide: uniform timesteps and averaged weights."""
+def train_pipeline(
+    scheduler: DDPMScheduler, max_steps: int, max_seconds: float = float("inf"), network: UNet2DModel | None = None
+) -> DDPMPipeline:
+    """Trains a pipeline, by default of the small `NETWORK`, on the digits with the loop of the diffusers guide: uniform timesteps and averaged weights."""
     data = DigitsDataModule()
     images = to_float(data.splits()["train"].images, data.levels)
     torch.manual_seed(0)
-    network = UNet2DModel(**NETWORK).train()
+    network = (network or UNet2DModel(**NETWORK)).train()
     ema = EMAModel(network.parameters(), decay=0.995)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     start, T = time.perf_counter(), scheduler.config["num_train_timesteps"]

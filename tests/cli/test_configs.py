@@ -43,18 +43,18 @@ def test_every_shipped_config_runs(config, monkeypatch):
         named = named if named.exists() else CONFIGS / "digits.yaml"
         base, content = ["--config", str(named)], yaml.safe_load(named.read_text())
     name = content["data"].get("init_args", {}).get("dataset", "")
-    small = []
+    small = ["--data.eval_batch_size=8"]
     if name:
         write_mnist("data") if name == "MNIST" else write_cifar("data", monkeypatch)
         monkeypatch.setattr(InceptionFeatures, "load", lambda self: SmallInception())
-        small = ["--model.network.width=32", "--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=10"]
+        small += ["--model.network.width=32", "--data.batch_size=2", "--data.eval_batch_size=2", "--data.val_size=10"]
     if "fsdp" in config:
         if not SHARDS:
             pytest.skip("torch 2.7 cannot shard weights")
-        small = ["--trainer.devices=1", "--trainer.strategy.data_parallel_size=1", "--trainer.accelerator=cpu"]
+        small += ["--trainer.devices=1", "--trainer.strategy.data_parallel_size=1", "--trainer.accelerator=cpu"]
     if config.startswith("images"):
         write_image_folder("my_images", count=100)
-        small = ["--data.root=my_images", "--data.image_size=8"]
+        small += ["--data.root=my_images", "--data.image_size=8"]
     if config == "cifar10_hour.yaml":
         small += ["--model.compile=false"]  # as trainer/compile.yaml
     if "compile" in config:

@@ -3,7 +3,9 @@
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from benchmarks.common.pipelines import NETWORK
+from benchmarks.common import pipelines
+
+NETWORK = {**pipelines.NETWORK, "block_out_channels": (16, 32)}
 
 
 def random_network(**arguments):

@@ -136,7 +136,7 @@ DAMAGES = {
     "no weights": (lambda d: next(d.glob("unet/*.safetensors")).unlink(), r"the weights .* are missing in .*unet"),
     "one weight missing": (without_one_weight, r"1 weights are missing in .*unet, the first is conv_in.bias"),
     "truncated": (truncated, r"the weights of .*unet do not load \(\w+: "),
-    "other shapes": (lambda d: edit(d / UNET, block_out_channels=[16, 32]), r"the weights of .*unet do not load"),
+    "other shapes": (lambda d: edit(d / UNET, block_out_channels=[8, 16]), r"the weights of .*unet do not load"),
     "not JSON": (lambda d: (d / UNET).write_text("{"), r"config.json is not a JSON file"),
     "not an object": (lambda d: (d / UNET).write_text("[]"), r"config.json must contain an object"),
     "latent": (
