@@ -11,16 +11,14 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.clock import in_turns, seconds
+from benchmarks.common.clock import in_one_thread, in_turns, seconds
 from benchmarks.common.fits import fit, shipped_module
 from benchmarks.common.images import image_folder, random_images
 from benchmarks.common.metrics import ImageMetrics, random_inception_settings
@@ -33,7 +31,6 @@ from lit_ddpm import (
     VParametrization,
     variational_bound,
 )
-from lit_ddpm._internal import threads
 from lit_ddpm.data import to_float
 from lit_ddpm.metrics import InceptionFeatures
 
@@ -55,12 +52,6 @@ EVALUATIONS = (("digits", (1, 8, 8), 128), ("mnist", (1, 28, 28), 100), ("cifar1
 """Networks that are evaluated: the configuration, the shape of an image, and the number of images."""
 
 CALLS = 20  # for each image
-TABLES = ("settings", "evaluation", "features", "start")
-
-OPTIONS = {
-    "--rounds": {"type": int, "default": 3},
-    "--tables": {"nargs": "+", "choices": TABLES, "default": TABLES, "help": "what to measure, by default everything"},
-}
 
 
 def options(folder: str, setting: dict[str, int]) -> dict[str, Any]:
@@ -122,10 +113,9 @@ def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) ->
         network(images, t)
 
 
-def in_one_thread(work: Callable[[], Tensor]) -> Tensor:
-    """Does an evaluation in the thread of the caller, whose operators still use all cores."""
-    with patch.object(threads, "MAX_THREADS", 1):
-        return work()
+def exact_bound(denoiser: Denoiser, images: Tensor) -> Tensor:
+    """Returns the bound of each image."""
+    return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
 
 
 @torch.no_grad()
@@ -138,10 +128,7 @@ def evaluation_table(rounds: int) -> tuple[str, Any]:
         denoiser = Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True)
         batch = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device)
         images, t = to_float(batch, 256), torch.full((count,), 2, device=device)
-
-        def bound(denoiser: Denoiser = denoiser, images: Tensor = images) -> Tensor:
-            return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
-
+        bound = partial(exact_bound, denoiser, images)
         sample = partial(AncestralSampler(chunk_size=count), denoiser, (2 * count, *shape))
         for kind, work, calls in (("exact bound", bound, CALLS), ("ancestral sampler", sample, 2 * CALLS)):
             contestants = {
@@ -177,29 +164,31 @@ def features_table(rounds: int) -> tuple[str, Any]:
 
 
 def start_table(rounds: int) -> tuple[str, Any]:
-    """Measures the start-up of processes."""
+    """Measures the start-up of processes, twice in a round."""
 
     def start(*arguments: str) -> float:
         command = [sys.executable, *arguments]
         return seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
 
     starts = {name: partial(start, *arguments) for name, arguments in COMMANDS.items()}
-    found = in_turns(starts, rounds, warm_up=True)  # the first start reads the files from the disk
+    found = in_turns(starts, 2 * rounds, warm_up=True)  # the first start reads the files from the disk
     imports = next(iter(found.values()))
     rows = [[f"`{name}`", spread(values), ratios(values, imports)] for name, values in found.items()]
     return table(["", "s", "relative to the first"], rows), found
 
 
+TABLES = {"settings": settings_table, "evaluation": evaluation_table, "features": features_table, "start": start_table}
+
+OPTIONS = {
+    "--rounds": {"type": int, "default": 3},
+    "--tables": {"nargs": "+", "choices": TABLES, "default": TABLES, "help": "what to measure, by default everything"},
+}
+
+
 def main(args: Namespace) -> dict[str, Any]:
     """Measures fits, evaluation, features and start-up."""
     figures: dict[str, Any] = {}
-    for name, measure, rounds in (
-        ("settings", settings_table, args.rounds),
-        ("evaluation", evaluation_table, args.rounds),
-        ("features", features_table, args.rounds),
-        ("start", start_table, 2 * args.rounds),
-    ):
-        if name in args.tables:
-            text, figures[name] = measure(rounds)
-            print(f"{text}\n", flush=True)
+    for name in args.tables:
+        text, figures[name] = TABLES[name](args.rounds)
+        print(f"{text}\n", flush=True)
     return figures

@@ -1,7 +1,7 @@
 """Cost of watching a run: the seconds of each callback of ``configs/digits.yaml``, with an offline W&B run.
 
 Sampling consists of network calls, which the user asked for. The column that counts is the time outside the network:
-pictures, metrics, files and loggers. Its share is of the whole fit.
+pictures, metrics, files and loggers. Its share is of the whole fit. The network is evaluated in one thread.
 """
 
 import os
@@ -12,9 +12,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
+from torch import nn
 from typing_extensions import override
 
-from benchmarks.common.clock import Stopwatch, now
+from benchmarks.common.clock import in_one_thread, now
 from benchmarks.common.fits import CONFIGS
 from benchmarks.common.report import table
 from lit_ddpm.cli.app import DDPMCLI
@@ -31,20 +32,28 @@ class NetworkProfiler(SimpleProfiler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = Stopwatch()
         self.seconds: dict[str, float] = defaultdict(float)
         self.in_network: dict[str, float] = defaultdict(float)
-        self._starts: dict[str, tuple[float, int]] = {}
+        self._network_seconds = 0.0
+        self._starts: dict[str, tuple[float, float]] = {}
+
+    def watch(self, network: nn.Module) -> None:
+        """Counts the forward passes of a network."""
+        network.register_forward_pre_hook(lambda *_: self._count(-now()))
+        network.register_forward_hook(lambda *_: self._count(now()))
+
+    def _count(self, seconds: float) -> None:
+        self._network_seconds += seconds
 
     @override
     def start(self, action_name: str) -> None:
-        self._starts[action_name] = now(), len(self.network.durations["network forward"])
+        self._starts[action_name] = now(), self._network_seconds
 
     @override
     def stop(self, action_name: str) -> None:
-        start, first_call = self._starts.pop(action_name)
+        start, network_seconds = self._starts.pop(action_name)
         self.seconds[action_name] += now() - start
-        self.in_network[action_name] += sum(self.network.durations["network forward"][first_call:])
+        self.in_network[action_name] += self._network_seconds - network_seconds
 
     @override
     def summary(self) -> str:
@@ -57,7 +66,7 @@ class FitTimer(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = now()
-        trainer.profiler.network.time_forward(pl_module.denoiser.network)
+        trainer.profiler.watch(pl_module.denoiser.network)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,17 +77,16 @@ def main(args: Namespace) -> dict[str, Any]:
     """Fits and measures the callbacks."""
     os.environ["WANDB_MODE"] = "offline"
     with tempfile.TemporaryDirectory() as directory:
-        trainer = DDPMCLI(
-            [
-                *("fit", "--config", str(CONFIGS / "digits.yaml")),
-                *("--config", str(CONFIGS / "logger" / "wandb.yaml")),
-                f"--trainer.default_root_dir={directory}",
-                f"--trainer.max_epochs={args.epochs}",
-                "--trainer.profiler=benchmarks.dashboards.NetworkProfiler",
-                "--trainer.callbacks+=benchmarks.dashboards.FitTimer",
-                "--trainer.enable_progress_bar=false",
-            ]
-        ).trainer
+        command = [
+            *("fit", "--config", str(CONFIGS / "digits.yaml")),
+            *("--config", str(CONFIGS / "logger" / "wandb.yaml")),
+            f"--trainer.default_root_dir={directory}",
+            f"--trainer.max_epochs={args.epochs}",
+            "--trainer.profiler=benchmarks.dashboards.NetworkProfiler",
+            "--trainer.callbacks+=benchmarks.dashboards.FitTimer",
+            "--trainer.enable_progress_bar=false",
+        ]
+        trainer = in_one_thread(lambda: DDPMCLI(command)).trainer
     profiler = trainer.profiler
     fit_seconds = next(callback.seconds for callback in trainer.callbacks if isinstance(callback, FitTimer))
     figures: dict[str, Any] = {"fit": fit_seconds}

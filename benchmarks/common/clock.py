@@ -3,15 +3,18 @@
 import sys
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
-from torch import nn
+
+from lit_ddpm._internal import threads
 
 Measurement = TypeVar("Measurement")
+Result = TypeVar("Result")
 
 
 def now() -> float:
@@ -51,6 +54,12 @@ def in_turns(
     return found
 
 
+def in_one_thread(work: Callable[[], Result]) -> Result:
+    """Returns what a function does when it evaluates a network in one thread, whose operators still use all cores."""
+    with patch.object(threads, "MAX_THREADS", 1):
+        return work()
+
+
 def synchronizations(work: Callable[[], Any]) -> Counter[str]:
     """Counts where the CPU waits for the GPU during a call, by ``file:line`` of Python; empty without a GPU."""
     if not torch.cuda.is_available():
@@ -65,25 +74,3 @@ def synchronizations(work: Callable[[], Any]) -> Counter[str]:
             torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in found if "synchronizing CUDA operation" in str(warning.message)]
     return Counter("/".join(Path(wait.filename).parts[-2:]) + f":{wait.lineno}" for wait in waits)
-
-
-class Stopwatch:
-    """Durations in seconds of named sections that begin and end in different hooks."""
-
-    def __init__(self) -> None:
-        self.durations: dict[str, list[float]] = defaultdict(list)
-        self._starts: dict[str, float] = {}
-
-    def start(self, section: str) -> None:
-        """Begins a section."""
-        self._starts[section] = now()
-
-    def stop(self, section: str) -> None:
-        """Ends a section if it has begun."""
-        if section in self._starts:
-            self.durations[section].append(now() - self._starts.pop(section))
-
-    def time_forward(self, network: nn.Module, section: str = "network forward") -> None:
-        """Times each forward pass of a network as a section."""
-        network.register_forward_pre_hook(lambda *_: self.start(section))
-        network.register_forward_hook(lambda *_: self.stop(section))
