@@ -30,7 +30,7 @@ LAST = "runs/theirs/checkpoints/last.ckpt"
 def trained(tmp_path_factory):
     """A pipeline that diffusers' own training loop trained on the digits, and its directory."""
     scheduler = DDPMScheduler(num_train_timesteps=30, beta_schedule="squaredcos_cap_v2")
-    pipeline = train_pipeline(scheduler, max_steps=120, network=random_network())
+    pipeline = train_pipeline(scheduler, max_steps=60, network=random_network())
     directory = tmp_path_factory.mktemp("pipeline") / "theirs"
     pipeline.save_pretrained(directory)
     return pipeline, directory
