@@ -1,9 +1,9 @@
-"""Costs of schedule length, image size, width and processes, of the exact bound, of FID and of start-up.
+"""Costs of schedule length, image size, width and ranks, of the exact bound, of FID and of start-up.
 
 Fits ``configs/cifar10.yaml`` on random images by the command, at width 32 in batches of 16, and varies one setting at a
 time. The fits take turns, and the figures are those that `Performance` logs. The exact bound, the sampler and the
-Inception features are compared with the bare calls of their networks, and the start-up of the command with the imports
-of torch and Lightning.
+Inception features are compared with the bare calls of their networks, the exact bound in bfloat16 with that in float32,
+and the start-up of the command with the imports of torch and Lightning.
 """
 
 import statistics
@@ -35,12 +35,12 @@ from lit_ddpm.data import to_float
 from lit_ddpm.metrics import InceptionFeatures
 
 LOG_EVERY = 8  # steps
-BASELINE = {"num_steps": 1000, "image_size": 32, "width": 32, "processes": 1}
+BASELINE = {"num_steps": 1000, "image_size": 32, "width": 32, "ranks": 1}
 VARIATIONS: dict[str, tuple[int, ...]] = {
     "num_steps": (100, 4000),
     "image_size": (16, 64),
     "width": (16, 64),
-    "processes": (2,),
+    "ranks": (2,),
 }
 COMMANDS = {
     "import torch, lightning": ("-c", "import torch, lightning"),
@@ -52,6 +52,8 @@ EVALUATIONS = (("digits", (1, 8, 8), 128), ("mnist", (1, 28, 28), 100), ("cifar1
 """Networks that are evaluated: the configuration, the shape of an image, and the number of images."""
 
 CALLS = 20  # for each image
+PRECISIONS = (("float32", False, True), ("bfloat16", True, False), ("bfloat16, channels-last", True, True))
+"""Settings of an evaluation: the title, whether it is in bfloat16, and whether in channels-last memory."""
 
 
 def options(folder: str, setting: dict[str, int]) -> dict[str, Any]:
@@ -63,15 +65,15 @@ def options(folder: str, setting: dict[str, int]) -> dict[str, Any]:
         "data": "lit_ddpm.data.ImageFolderDataModule",
         "data.root": folder,
         "data.image_size": setting["image_size"],
-        "data.batch_size": 16 // setting["processes"],
+        "data.batch_size": 16 // setting["ranks"],
         "data.val_size": 1,
         "data.test_size": 1,
         "data.flip": False,
         "trainer.max_steps": 4 * LOG_EVERY,
         "trainer.log_every_n_steps": LOG_EVERY,
         "trainer.limit_val_batches": 0,
-        "trainer.devices": setting["processes"],
-        "trainer.strategy": "auto" if setting["processes"] == 1 else "ddp",
+        "trainer.devices": setting["ranks"],
+        "trainer.strategy": "auto" if setting["ranks"] == 1 else "ddp",
         "trainer.enable_checkpointing": False,
         "trainer.callbacks": [{"class_path": f"lit_ddpm.callbacks.{name}"} for name in ("EMA", "Performance")],
     }
@@ -90,7 +92,7 @@ def settings_table(rounds: int) -> tuple[str, Any]:
     for key, values in VARIATIONS.items():
         settings |= {f"{key} = {value:,}": BASELINE | {key: value} for value in values}
     if torch.cuda.is_available():
-        settings = {name: s for name, s in settings.items() if s["processes"] <= torch.cuda.device_count()}
+        settings = {name: s for name, s in settings.items() if s["ranks"] <= torch.cuda.device_count()}
     with image_folder(random_images(size=64)) as folder:
         found = in_turns({name: partial(short_fit, folder, setting) for name, setting in settings.items()}, rounds)
     figures = {name: {key: [f[key] for f in fits] for key in fits[0]} for name, fits in found.items()}
@@ -104,7 +106,8 @@ def settings_table(rounds: int) -> tuple[str, Any]:
         ]
         for name, values in figures.items()
     ]
-    return table(["", "images/s", "relative time", "outside the network, %", "peak memory, GiB"], rows), figures
+    columns = ["setting", "images/s", "relative time", "outside the network (%)", "peak memory (GiB)"]
+    return table(columns, rows), figures
 
 
 def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) -> None:
@@ -113,9 +116,29 @@ def repeated_calls(network: nn.Module, images: Tensor, t: Tensor, count: int) ->
         network(images, t)
 
 
-def exact_bound(denoiser: Denoiser, images: Tensor) -> Tensor:
-    """Returns the bound of each image."""
-    return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
+def exact_bound(denoiser: Denoiser, images: Tensor, bfloat16: bool = False) -> Tensor:
+    """Returns the bound of each image, from float32 or mixed precision."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
+
+
+def precision_table(rounds: int) -> tuple[str, Any]:
+    """Measures the exact bound in bfloat16, with and without channels-last memory, next to float32."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, figures = [], {}
+    for name, shape, count in EVALUATIONS:
+        images = to_float(torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device), 256)
+        contestants = {}
+        for title, bfloat16, channels_last in PRECISIONS:
+            network = shipped_module(name, f"--model.channels_last={channels_last}").denoiser.network.to(device)
+            denoiser = Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True)
+            contestants[title] = partial(seconds, partial(exact_bound, denoiser, images, bfloat16))
+        figures[name] = found = in_turns(contestants, rounds, warm_up=True)
+        reference, *others = found.values()
+        relative = [ratios(other, reference) for other in others]
+        rows.append([f"`{name}`, batches of {count}", spread(reference), *relative])
+    first, *others = (title for title, _, _ in PRECISIONS)
+    return table(["network", f"{first} (s)", *(f"{title} / {first}" for title in others)], rows), figures
 
 
 @torch.no_grad()
@@ -141,7 +164,13 @@ def evaluation_table(rounds: int) -> tuple[str, Any]:
             difference = float((work() - in_one_thread(work)).abs().max())
             relative = [ratios(found[contestant], found["network"]) for contestant in ("one thread", "threads")]
             rows.append([title, spread(found["network"]), *relative, f"{difference:.1g}"])
-    columns = ["", "network alone, s", "in one thread, relative", "in threads, relative", "largest difference"]
+    columns = [
+        "network and work",
+        "network alone (s)",
+        "in one thread / network",
+        "in threads / network",
+        "largest difference",
+    ]
     return table(columns, rows), figures
 
 
@@ -158,7 +187,10 @@ def features_table(rounds: int) -> tuple[str, Any]:
     features = metrics.features(pixels)[0]
     metrics_alone = seconds(lambda: metrics.compare(features, None, kid_subset_size=32))
     row = spread(found["features"]), spread(found["network"]), ratios(found["features"], found["network"])
-    text = table(["", "s", "network alone, s", "ratio"], [[f"Inception features of {len(pixels)} images", *row]])
+    text = table(
+        ["computation", "time (s)", "network alone (s)", "ratio"],
+        [[f"Inception features of {len(pixels)} images", *row]],
+    )
     text += f"\n\nFID and KID from the 2,048 features of {len(pixels)} images take {metrics_alone:.1f} s."
     return text, {"features": found, "fid_and_kid": metrics_alone}
 
@@ -174,10 +206,16 @@ def start_table(rounds: int) -> tuple[str, Any]:
     found = in_turns(starts, 2 * rounds, warm_up=True)  # the first start reads the files from the disk
     imports = next(iter(found.values()))
     rows = [[f"`{name}`", spread(values), ratios(values, imports)] for name, values in found.items()]
-    return table(["", "s", "relative to the first"], rows), found
+    return table(["command", "time (s)", "relative to the first row"], rows), found
 
 
-TABLES = {"settings": settings_table, "evaluation": evaluation_table, "features": features_table, "start": start_table}
+TABLES = {
+    "settings": settings_table,
+    "evaluation": evaluation_table,
+    "precision": precision_table,
+    "features": features_table,
+    "start": start_table,
+}
 
 OPTIONS = {
     "--rounds": {"type": int, "default": 3},

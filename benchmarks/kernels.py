@@ -22,7 +22,7 @@ from benchmarks.libraries.base import PRECISIONS, Setting, channels_last
 from benchmarks.libraries.lit_ddpm import LitDDPM
 
 KINDS = {
-    "optimizer, averages, gradient norm": ("_foreach_", "_fused_", "linalg_vector_norm"),
+    "optimizer, weight averaging, gradient norm": ("_foreach_", "_fused_", "linalg_vector_norm"),
     "convolutions": ("conv",),
     "group norm": ("group_norm",),
     "attention": ("attention", "softmax"),
@@ -73,7 +73,7 @@ def shares(work: Callable[[], float]) -> dict[str, float]:
     for event in profiler.key_averages():
         if event.key.startswith("aten::"):
             found[kind_of(event.key)] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / total
-    return found | {"no operator": max(1 - sum(found.values()), 0.0)}
+    return found | {"outside operators": max(1 - sum(found.values()), 0.0)}
 
 
 class Convolutions:
@@ -133,11 +133,11 @@ def main(args: Namespace) -> dict[str, Any]:
         last_shares = list(columns.values())[-1]["shares"]
         kinds = sorted({kind for c in columns.values() for kind in c["shares"]}, key=lambda k: -last_shares.get(k, 0))
         rows = [[kind, *(f"{100 * c['shares'].get(kind, 0):.1f}%" for c in columns.values())] for kind in kinds]
-        print(f"Shares of the time, {task}:\n\n{table(['', *columns], rows)}\n")
+        print(f"Share of the time by operator, {task}:\n\n{table(['operator', *columns], rows)}\n")
     rows = []
     for name, task in itertools.product(figures["training"], TASKS):
         steps, convolutions = figures[task][name]["steps"], figures[task][name]["convolutions"]
         milliseconds = [spread([1000 * value for value in values]) for values in (steps, convolutions)]
         rows.append([f"{task}, {name}", *milliseconds, ratios(steps, convolutions)])
-    print(table(["", "step, ms", "convolutions alone, ms", "ratio"], rows))
+    print(table(["setting", "step (ms)", "convolutions alone (ms)", "ratio"], rows))
     return figures

@@ -18,7 +18,7 @@ from benchmarks.libraries.worker import Worker, ask_in_turns
 OPTIMIZATIONS = {
     "memory": "images in memory",
     "fused": "fused optimizer",
-    "foreach": "multi-tensor EMA",
+    "foreach": "foreach weight averaging",
     "sdpa": "scaled_dot_product_attention",
 }
 """Names for `Setting.disabled`, and what the table calls them."""
@@ -63,6 +63,11 @@ def main(args: Namespace) -> dict[str, Any]:
         difference = max(abs(a - b) / b for a, b in zip(losses[name], losses[first], strict=True))
         speed = spread([16 / value for value in values])
         rows.append([name, speed, ratios(seconds[first], values), f"{difference:.1e}"])
-    header = ["", "images/s", "speed-up", f"largest relative difference of {len(losses[first])} losses"]
+    header = [
+        "configuration",
+        "images/s",
+        "speed-up over the first row",
+        f"largest relative difference of {len(losses[first])} losses",
+    ]
     print(f"Width {args.width}:\n\n{table(header, rows)}")
     return {"seconds": seconds, "losses": losses}

@@ -38,8 +38,8 @@ def start_workers(folder: str, width: int, compiled: bool) -> dict[str, Worker]:
     return workers
 
 
-def comparison(seconds: dict[str, list[float]], workers: dict[str, Worker]) -> str:
-    """Formats milliseconds, and time relative to lit_ddpm in the same precision and to the fastest lit_ddpm."""
+def comparison(step: str, seconds: dict[str, list[float]], workers: dict[str, Worker]) -> str:
+    """Formats the milliseconds of a step, relative to lit_ddpm in the same precision and to the fastest lit_ddpm."""
     candidates = [name for name in seconds if name.startswith("lit_ddpm")]
     fastest = min(candidates, key=lambda name: statistics.median(seconds[name]))
     rows = []
@@ -47,7 +47,8 @@ def comparison(seconds: dict[str, list[float]], workers: dict[str, Worker]) -> s
         same_precision = seconds[f"lit_ddpm, {workers[name].setting.precision}"]
         milliseconds = spread([1000 * value for value in values])
         rows.append([name, milliseconds, ratios(values, same_precision), ratios(values, seconds[fastest])])
-    return table(["library", "ms", "relative to lit_ddpm, same precision", f"relative to {fastest}"], rows)
+    header = ["program", f"{step} (ms)", "relative to lit_ddpm, same precision", f"relative to {fastest}"]
+    return table(header, rows)
 
 
 def start_up(folder: str, width: int, rounds: int) -> tuple[str, dict[str, Any]]:
@@ -64,7 +65,7 @@ def start_up(folder: str, width: int, rounds: int) -> tuple[str, dict[str, Any]]
         for name in LIBRARIES
     ]
     relative = "relative to lit_ddpm"
-    header = ["library", "start to second step, s", relative, "peak memory, GiB", relative]
+    header = ["program", "start to second step (s)", relative, "peak memory (GiB)", relative]
     return table(header, rows), {"seconds": seconds, "gib": memory}
 
 
@@ -80,9 +81,9 @@ def main(args: Namespace) -> dict[str, Any]:
             counts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
             print(f"### Width {width}\n\nParameters: {counts}. Batches of 16 images of 32x32.\n")
             training = ask_in_turns(workers, args.rounds, "training", args.steps)
-            print(f"A training step:\n\n{comparison(training, workers)}\n")
+            print(f"Training step:\n\n{comparison('training step', training, workers)}\n")
             sampling = ask_in_turns(workers, args.rounds, "sampling", 16, args.steps)
-            print(f"A reverse step of DDIM:\n\n{comparison(sampling, workers)}\n", flush=True)
+            print(f"Reverse step of DDIM:\n\n{comparison('reverse step', sampling, workers)}\n", flush=True)
             figures[f"width {width}"] = {"parameters": sizes, "training": training, "sampling": sampling}
             for worker in workers.values():
                 worker.close()

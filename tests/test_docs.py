@@ -193,6 +193,15 @@ def test_the_examples_are_those_of_the_pages():
     assert set(examples()) == {"scans", "waves", "spheres", "bands", "superres"}
 
 
+def test_contributing_has_the_benchmark_of_every_page():
+    rows = [line.split("|")[1:3] for line in text_of(ROOT / "CONTRIBUTING.md").splitlines() if "| `python" in line]
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        listed = " ".join(commands for figures, commands in rows if name in figures)
+        for benchmark in re.findall(r"python -m benchmarks ([a-z_]+)", text_of(page)):
+            assert re.search(rf"\b{benchmark}\b", listed), (name, benchmark)
+
+
 def test_the_two_commands_are_the_first_block_of_the_readme():
     first, *_ = (block.text.splitlines() for block in blocks(README))
     assert first[0].startswith("pip install -e . && lit-ddpm fit --config digits && lit-ddpm test")

@@ -32,7 +32,10 @@ NETWORK: dict[str, Any] = {
 def train_pipeline(
     scheduler: DDPMScheduler, max_steps: int, max_seconds: float = float("inf"), network: UNet2DModel | None = None
 ) -> DDPMPipeline:
-    """Trains a pipeline, by default of the small `NETWORK`, on the digits with the loop of the diffusers guide: uniform timesteps and averaged weights."""
+    """Trains a pipeline on the digits with the loop of the diffusers guide: uniform timesteps and averaged weights.
+
+    The network is `NETWORK` if None.
+    """
     data = DigitsDataModule()
     images = to_float(data.splits()["train"].images, data.levels)
     torch.manual_seed(0)

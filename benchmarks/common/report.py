@@ -29,9 +29,11 @@ def machine() -> str:
     return f"{device}; Python {platform.python_version()}, {', '.join(packages)}"
 
 
-def spread(values: Sequence[float], form: str = ".3g") -> str:
-    """Formats the median with the minimum and the maximum in brackets."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+def spread(values: Sequence[float], form: str = "") -> str:
+    """Formats the median with the minimum and the maximum in brackets, by default with three significant digits."""
+    parts = statistics.median(values), min(values), max(values)
+    median, least, most = (f"{part:{form}}" if form else f"{float(f'{part:.3g}'):,g}" for part in parts)
+    return f"{median} ({least} to {most})"
 
 
 def ratios(values: Sequence[float], references: Sequence[float]) -> str:

@@ -131,6 +131,18 @@ def test_channels_last_gives_the_same():
     torch.testing.assert_close(call(network, x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [8, 32])
+def test_bfloat16_evaluation_has_the_rounding_of_bfloat16_in_any_memory(size):
+    network = randomised(small()).eval()
+    x = torch.randn(2, 1, size, size)
+    expected = call(network, x)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        network.to(memory_format=memory_format)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = call(network, x)
+        assert float((found - expected).norm() / expected.norm()) < 2**-6
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_it_compiles_as_one_graph(dims):
     settings = {"num_classes": 3, "attention_levels": [1], "fourier_features": [3], "cond_channels": 1}
