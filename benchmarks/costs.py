@@ -122,16 +122,21 @@ def exact_bound(denoiser: Denoiser, images: Tensor, bfloat16: bool = False) -> T
         return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
 
 
+def untrained(name: str, shape: tuple[int, ...], count: int, *options: str) -> tuple[Denoiser, Tensor]:
+    """Returns the network of a configuration as a denoiser of few steps, and random images."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = shipped_module(name, *options).denoiser.network.to(device).eval()
+    images = to_float(torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device), 256)
+    return Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True), images
+
+
 def precision_table(rounds: int) -> tuple[str, Any]:
     """Measures the exact bound in bfloat16, with and without channels-last memory, next to float32."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, figures = [], {}
     for name, shape, count in EVALUATIONS:
-        images = to_float(torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device), 256)
         contestants = {}
         for title, bfloat16, channels_last in PRECISIONS:
-            network = shipped_module(name, f"--model.channels_last={channels_last}").denoiser.network.to(device)
-            denoiser = Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True)
+            denoiser, images = untrained(name, shape, count, f"--model.channels_last={channels_last}")
             contestants[title] = partial(seconds, partial(exact_bound, denoiser, images, bfloat16))
         figures[name] = found = in_turns(contestants, rounds, warm_up=True)
         reference, *others = found.values()
@@ -144,20 +149,17 @@ def precision_table(rounds: int) -> tuple[str, Any]:
 @torch.no_grad()
 def evaluation_table(rounds: int) -> tuple[str, Any]:
     """Measures bound and sampler, in threads and in one, next to as many calls of the network alone."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, figures = [], {}
     for name, shape, count in EVALUATIONS:
-        network = shipped_module(name).denoiser.network.to(device).eval()
-        denoiser = Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True)
-        batch = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device)
-        images, t = to_float(batch, 256), torch.full((count,), 2, device=device)
+        denoiser, images = untrained(name, shape, count)
+        t = torch.full((count,), 2, device=images.device)
         bound = partial(exact_bound, denoiser, images)
         sample = partial(AncestralSampler(chunk_size=count), denoiser, (2 * count, *shape))
         for kind, work, calls in (("exact bound", bound, CALLS), ("ancestral sampler", sample, 2 * CALLS)):
             contestants = {
                 "threads": partial(seconds, work),
                 "one thread": partial(seconds, partial(in_one_thread, work)),
-                "network": partial(seconds, partial(repeated_calls, network, images, t, calls)),
+                "network": partial(seconds, partial(repeated_calls, denoiser.network, images, t, calls)),
             }
             title = f"`{name}`, {kind}, batches of {count}"
             figures[title] = found = in_turns(contestants, rounds, warm_up=True)
