@@ -16,7 +16,7 @@ from benchmarks.common.report import table
 from lit_ddpm.__main__ import main as lit_ddpm
 from lit_ddpm.callbacks import plots
 from lit_ddpm.cli.configs import find_config
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 CHANGES = {
@@ -99,14 +99,14 @@ def _parts(report: Report) -> list[str]:
 def _trained(directory: Path, fit: list[str]) -> Report:
     """Trains and tests a model in a directory, unless it is complete."""
     run = RunDirectory(directory)
-    if not run.ledger.is_file():
+    if not run.report.is_file():
         lit_ddpm([*fit, f"--trainer.default_root_dir={directory}"])
     return _tested(run, directory, [])
 
 
 def _tested(run: RunDirectory, directory: Path, flags: list[str]) -> Report:
     """Returns the ledger of a trained model with further flags, which is written to a directory."""
-    ledger = RunDirectory(directory).ledger
+    ledger = RunDirectory(directory).report
     if not ledger.is_file():
         where = f"--trainer.default_root_dir={directory}"
         lit_ddpm(["test", "--ckpt_path", str(run.best_or_last_checkpoint()), where, *flags])

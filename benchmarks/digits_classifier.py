@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.common.metrics import digits_as_uint8
 from lit_ddpm.data import DigitsDataModule
 from lit_ddpm.metrics import DigitsFeatures
-from lit_ddpm.metrics.digits import DigitsClassifier
+from lit_ddpm.metrics.digits_features import DigitsClassifier
 
 EPOCHS, BATCH, RATE = 60, 64, 5e-3
 

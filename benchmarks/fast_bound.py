@@ -21,8 +21,8 @@ from benchmarks.common.images import MNISTFiles
 from lit_ddpm import DDPM, variational_bound
 from lit_ddpm.data import DigitsDataModule, to_float
 from lit_ddpm.diffusion.ledger import Ledger
-from lit_ddpm.diffusion.report import Entry, Report
-from lit_ddpm.training.precision import PILOT_CALLS, PILOT_IMAGES, Spread, random_order
+from lit_ddpm.likelihood.report import Entry, Report
+from lit_ddpm.likelihood.size import PILOT_CALLS, PILOT_IMAGES, Spread, random_order
 
 VALIDATION_CALLS = 200  # for each image, more than a validation of a fit takes
 

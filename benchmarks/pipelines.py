@@ -22,7 +22,7 @@ from lit_ddpm import AncestralSampler, Denoiser, DiscretizedGaussian, variationa
 from lit_ddpm.__main__ import main as lit_ddpm
 from lit_ddpm._internal.files import read_json_lines
 from lit_ddpm.data import DigitsDataModule, to_float, to_uint8
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.pipelines import load_pipeline
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -67,7 +67,7 @@ def main(args: Namespace) -> dict[str, Any]:
             ["import", str(theirs), "--data=lit_ddpm.data.DigitsDataModule", "--output_dir", str(run.path), metrics]
         )
         lit_ddpm(["test", "--ckpt_path", str(run.last_checkpoint), *quiet, *few])
-        report, model = Report.load(run.ledger), load_pipeline(theirs)
+        report, model = Report.load(run.report), load_pipeline(theirs)
         (record,) = read_json_lines(run.sample_metrics)
     drawn = pipeline_samples(pipeline, 64)
     ours = model.sample(64, sampler=AncestralSampler())

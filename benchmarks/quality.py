@@ -35,7 +35,7 @@ from lit_ddpm import DDIMSampler, Denoiser, DiscretizedGaussian, variational_bou
 from lit_ddpm.cli.configs import find_config
 from lit_ddpm.data import to_float, to_uint8
 from lit_ddpm.diffusion.ledger import Ledger
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 
 NUM_IMAGES, NUM_CALLS = 100, 32  # of the bound: held-out images, and network calls for each
 IMAGE_SIZE = 28

@@ -4,14 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm.diffusion.bound import Bound, bits_per_dim, variational_bound
 from lit_ddpm.diffusion.condition import Condition, LowResolution
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
 from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics
 from lit_ddpm.diffusion.guidance import GuidedDenoiser
-from lit_ddpm.diffusion.likelihood import Likelihood, exact_likelihood
 from lit_ddpm.diffusion.objective import (
     X0MSE,
     HybridObjective,
@@ -59,6 +57,8 @@ from lit_ddpm.diffusion.weighting import (
     Weighting,
     kl_weight,
 )
+from lit_ddpm.likelihood.bound import Bound, bits_per_dim, variational_bound
+from lit_ddpm.likelihood.flow import Likelihood, exact_likelihood
 from lit_ddpm.nn.unet import UNet
 
 if TYPE_CHECKING:

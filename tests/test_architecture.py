@@ -10,8 +10,20 @@ import lit_ddpm
 
 PACKAGE = Path(lit_ddpm.__file__).parent
 # Each package imports from those before it, and from itself.
-ORDER = ["_internal", "nn", "diffusion", "metrics", "data", "training", "callbacks", "cli", "pipelines", "compare"]
-WITHOUT_LIGHTNING = ORDER[:4]
+ORDER = [
+    "_internal",
+    "nn",
+    "diffusion",
+    "likelihood",
+    "metrics",
+    "data",
+    "training",
+    "callbacks",
+    "cli",
+    "pipelines",
+    "compare",
+]
+WITHOUT_LIGHTNING = ORDER[:5]
 
 
 def imports():

@@ -22,7 +22,7 @@ from benchmarks.common.images import image_folder, random_images
 from benchmarks.kernels import Convolutions, kind_of
 from benchmarks.libraries.base import Budget
 from lit_ddpm import UNet
-from lit_ddpm.diffusion.report import Entry, Report
+from lit_ddpm.likelihood.report import Entry, Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 

@@ -34,7 +34,7 @@ from benchmarks.__main__ import FILES
 from benchmarks.examples import examples
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import command as compare_command
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 
 README = text_of(ROOT / "README.md")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -65,7 +65,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def page_directory(runs, tmp_path, monkeypatch):
-    """A directory with the runs and data of the pages; fits are short, and the arms of a comparison are not trained."""
+    """A directory with the runs and data of the pages; fits are short, and the variants of a comparison are not trained."""
     shutil.copytree(runs, tmp_path / "runs")
     original = lightning.Trainer
 
@@ -170,7 +170,7 @@ def test_every_block_of_a_page_runs(page, page_directory):
     runpy.run_path("page.py", run_name="__main__")
     written = {path.name for path in set(Path().rglob("*")) - before}
     assert any(name.startswith("step_") for name in written) == ("SampleGrid(" in script)
-    ledgers = set(Path().rglob("ledger.json")) - before
+    ledgers = set(Path().rglob("bound.json")) - before
     assert len(ledgers) == script.count(".test(")
     for name, program in examples().items():
         if program in text:
@@ -183,7 +183,7 @@ def check_example(name: str, program: str) -> None:
     assert (ROOT / "docs" / "data" / f"{name}.png").is_file()
     (grid,) = Path("runs", name).rglob("step_*.png")
     assert np.asarray(Image.open(grid)).std() > 5
-    (ledger,) = Path("runs", name).rglob("ledger.json")
+    (ledger,) = Path("runs", name).rglob("bound.json")
     report = Report.load(ledger)
     assert report.unit == ("nats/dim" if name in ("waves", "bands") else "bits/dim")
     assert report.given == (("cond",) if name == "superres" else ())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Returns values of the CPU on a device, without waiting for a GPU; MPS would read memory that is freed by then."""
     return values.to(device, non_blocking=device.type == "cuda")
 

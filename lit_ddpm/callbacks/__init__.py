@@ -1,6 +1,6 @@
 """Lightning callbacks for `lit_ddpm.DDPM`."""
 
-from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.callback import DDPMCallback
 from lit_ddpm.callbacks.elbo_profile import ELBOProfile
 from lit_ddpm.callbacks.ema import EMA
 from lit_ddpm.callbacks.performance import Performance

@@ -9,15 +9,15 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.files import atomic_write
 from lit_ddpm.callbacks import plots
-from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.callback import DDPMCallback
 from lit_ddpm.callbacks.loggers import log_config, log_image, log_table, step_of, summarize
-from lit_ddpm.diffusion.bound import bits_per_dim
 from lit_ddpm.diffusion.gaussian import to_float64
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.diffusion.weighting import kl_weight
+from lit_ddpm.likelihood.bound import bits_per_dim
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.split_bound import Split
@@ -75,7 +75,7 @@ class ELBOProfile(DDPMCallback):
             self._training_kl = _zeros(module)
         if (last := module.last_kl) is not None:
             values = torch.stack([last.kl, torch.ones_like(last.kl)])
-            self._training_kl.index_add_(1, sent(last.t - 2, last.kl.device), values)
+            self._training_kl.index_add_(1, to_device(last.t - 2, last.kl.device), values)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

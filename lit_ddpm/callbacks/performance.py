@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.callback import DDPMCallback
 
 
 class Performance(DDPMCallback):

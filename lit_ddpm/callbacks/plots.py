@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

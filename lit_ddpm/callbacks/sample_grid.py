@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator
-from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.callback import DDPMCallback
 from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.loggers import log_image
 from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples

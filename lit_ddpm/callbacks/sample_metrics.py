@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.files import read_json_lines, write_json_lines
-from lit_ddpm.callbacks.base import DDPMCallback
+from lit_ddpm.callbacks.callback import DDPMCallback
 from lit_ddpm.callbacks.ema import averaged_weights
-from lit_ddpm.callbacks.features import FeatureExtraction
+from lit_ddpm.callbacks.feature_extraction import FeatureExtraction
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.metrics.fid import sample_metrics

@@ -15,7 +15,7 @@ KINDS = {
     ".": "data and model",
     "trainer": "training, added to one of these",
     "logger": "loggers",
-    "arms": "for compare",
+    "variants": "for compare",
 }
 """The folders of the configurations that have a name, with their headings in the list."""
 

@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 from lit_ddpm.diffusion.gradients import GradientStatistics
+from lit_ddpm.likelihood.size import EvaluationSize
 from lit_ddpm.training.checkpoint import load_checkpoint
 from lit_ddpm.training.gradients import gradient_table, measure_gradients
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.precision import EvaluationSize
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import SampleChunk, chunk_loader
 

@@ -10,13 +10,13 @@ import torch
 from lit_ddpm._internal.files import has_files
 from lit_ddpm._internal.stop import stop
 from lit_ddpm.cli.errors import ArgumentParser
-from lit_ddpm.compare.arms import OBJECTIVES, Arm, check_arms, resolve_arms, resolve_models
 from lit_ddpm.compare.audit import audit
 from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.figures import figures, plot_audit
 from lit_ddpm.compare.jobs import expected_seconds, minutes, run_all
+from lit_ddpm.compare.page import write_report
 from lit_ddpm.compare.plan import Plan, check_resumable
-from lit_ddpm.compare.report import write_report
+from lit_ddpm.compare.variants import OBJECTIVES, Variant, check_variants, resolve_models, resolve_variants
 from lit_ddpm.compare.wandb_run import log_comparison
 from lit_ddpm.data.protocols import DataInfo
 
@@ -33,34 +33,36 @@ def compare(
     models: Sequence[str | Path] = (),
     jobs: int = 1,
 ) -> Comparison:
-    """Trains, tests and compares arms on equal terms, each in separate processes: `prepare`, all runs, and `collect`.
+    """Trains, tests and compares variants on equal terms, each in separate processes: `prepare`, all runs, and `collect`.
 
-    Trained `models` are further arms, which are measured on the same images only.
+    Trained `models` are further variants, which are measured on the same images only.
 
-    The arms of a seed have the same initial weights, data order, timesteps, noise and budget.
+    The variants of a seed have the same initial weights, data order, timesteps, noise and budget.
 
     Args:
         configs: Configuration files; later ones override earlier ones.
-        objectives: For each arm the name of a built-in objective (`OBJECTIVES`) or the path of an overlay.
-        num_seeds: The number of seeds 0, 1, ... of each arm.
+        objectives: For each variant the name of a built-in objective (`OBJECTIVES`) or the path of an overlay.
+        num_seeds: The number of seeds 0, 1, ... of each variant.
         output_dir: The directory of the comparison.
         resume: Resume a comparison in that directory; completed work is not repeated.
-        overrides: Flags for every arm, such as ``--trainer.max_epochs=5``.
+        overrides: Flags for every variant, such as ``--trainer.max_epochs=5``.
         models: Run directories or checkpoints of trained models, such as those of ``lit-ddpm import``.
         jobs: The number of runs at a time, on one device each.
 
     Raises:
         ValueError: If an argument is invalid, or the directory is not empty without `resume`.
-        ArithmeticError: If the two forms of the KL differ for an arm, see `Audit.check`.
+        ArithmeticError: If the two forms of the KL differ for a variant, see `Audit.check`.
     """
     if jobs < 1:
         raise ValueError(f"jobs = {jobs} must be at least 1.")
     plan = prepare(configs, objectives, num_seeds, output_dir, resume, overrides, models)
     remaining = [run for run in plan.runs if not run.done]
-    seconds = [expected_seconds(arm) for arm in (plan.arms[:1] if objectives else plan.arms) if remaining]
+    seconds = [
+        expected_seconds(variant) for variant in (plan.variants[:1] if objectives else plan.variants) if remaining
+    ]
     known = [each for each in seconds if each is not None]
     total = f", about {minutes(sum(known) / len(known) * len(remaining) / jobs)} in total" if known else ""
-    size = f"{len(plan.arms)} arms, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
+    size = f"{len(plan.variants)} variants, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
     order = "one after another" if jobs == 1 else f"{jobs} at a time"
     print(f"{len(remaining)} of {len(plan.runs)} runs to do ({size}), {order}{total}", flush=True)
     run_all(plan.runs, jobs)
@@ -76,9 +78,9 @@ def prepare(
     overrides: Sequence[str] = (),
     models: Sequence[str | Path] = (),
 ) -> Plan:
-    """Checks and audits the arms of `compare`, and writes the plan from which any process executes a run.
+    """Checks and audits the variants of `compare`, and writes the plan from which any process executes a run.
 
-    `output_dir` receives ``comparison.json``, ``commands.txt`` with a command for each run, and ``audit_<arm>.png``.
+    `output_dir` receives ``comparison.json``, ``commands.txt`` with a command for each run, and ``audit_<variant>.png``.
     See `compare` for the arguments and errors.
     """
     if num_seeds < 1:
@@ -86,8 +88,8 @@ def prepare(
     directory = Path(output_dir)
     if models and num_seeds > 1:
         raise ValueError(f"seeds = {num_seeds}: trained models have one seed, so a comparison with them has one too.")
-    arms = [*resolve_arms(configs, objectives, overrides), *resolve_models(models, overrides)]
-    check_arms(arms)
+    variants = [*resolve_variants(configs, objectives, overrides), *resolve_models(models, overrides)]
+    check_variants(variants)
     if has_files(directory):
         if not resume:
             raise ValueError(
@@ -99,11 +101,11 @@ def prepare(
     for option, values in (("--objectives", objectives), ("--models", models)):
         options += [f"{option} {','.join(map(str, values))}"] if values else []
     command = " ".join(["lit-ddpm compare", *options, f"--seeds {num_seeds}", *map(shlex.quote, overrides)])
-    plan = Plan(directory, command, arms, num_seeds, {})
+    plan = Plan(directory, command, variants, num_seeds, {})
     for run in plan.runs:
         run.check()
     directory.mkdir(parents=True, exist_ok=True)
-    plan.audits.update({arm.name: _audit(arm, directory) for arm in arms})
+    plan.audits.update({variant.name: _audit(variant, directory) for variant in variants})
     plan.save()
     return plan
 
@@ -131,23 +133,23 @@ def collect(output_dir: str | Path) -> Comparison:
     `output_dir` receives ``table.csv``, ``differences.csv``, ``report.html`` and its figures.
 
     Raises:
-        ValueError: If the directory has no plan, or no arm is complete.
+        ValueError: If the directory has no plan, or no variant is complete.
     """
     plan = Plan.load(Path(output_dir))
     if not _results(plan).results:
         raise ValueError(
-            f"output_dir = {output_dir}: no arm has all its runs yet, so there is nothing to collect. Execute them by "
+            f"output_dir = {output_dir}: no variant has all its runs yet, so there is nothing to collect. Execute them by "
             f"the commands in {plan.directory / 'commands.txt'}."
         )
     return _collect(plan)
 
 
 def _results(plan: Plan) -> Comparison:
-    """Returns the results of the arms of which all runs are complete."""
-    by_arm = {arm.name: [run for run in plan.runs if run.arm is arm] for arm in plan.arms}
-    results = {name: [run.result() for run in own] for name, own in by_arm.items() if all(run.done for run in own)}
+    """Returns the results of the variants of which all runs are complete."""
+    by_variant = {variant.name: [run for run in plan.runs if run.variant is variant] for variant in plan.variants}
+    results = {name: [run.result() for run in own] for name, own in by_variant.items() if all(run.done for run in own)}
     missing = {run.name: run.files.log for run in plan.runs if not run.done}
-    return Comparison(plan.arms, results, plan.audits, plan.num_seeds, missing)
+    return Comparison(plan.variants, results, plan.audits, plan.num_seeds, missing)
 
 
 def _collect(plan: Plan) -> Comparison:
@@ -165,12 +167,12 @@ def _collect(plan: Plan) -> Comparison:
     return comparison
 
 
-def _audit(arm: Arm, directory: Path) -> str:
-    """Audits an arm, writes the plot, and raises an ArithmeticError if the audit fails."""
-    dtypes = list(dict.fromkeys([torch.float64, torch.float32, arm.output_dtype]))
-    result = audit(arm.module.denoiser, dtypes, DataInfo.of(arm.data).image_shape or (1, 8, 8))
-    plot_audit(result).save(directory / f"audit_{arm.name}.png")
-    print(f"{arm.name}: {result}", flush=True)
+def _audit(variant: Variant, directory: Path) -> str:
+    """Audits a variant, writes the plot, and raises an ArithmeticError if the audit fails."""
+    dtypes = list(dict.fromkeys([torch.float64, torch.float32, variant.output_dtype]))
+    result = audit(variant.module.denoiser, dtypes, DataInfo.of(variant.data).image_shape or (1, 8, 8))
+    plot_audit(result).save(directory / f"audit_{variant.name}.png")
+    print(f"{variant.name}: {result}", flush=True)
     result.check()
     return str(result)
 
@@ -179,14 +181,14 @@ def run_compare(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = ArgumentParser(
         "lit-ddpm compare",
-        description="Trains, tests and compares several arms on equal terms: for each seed the same initial weights, "
-        "data order, timesteps and noise, and the same budget. Other flags of `lit-ddpm fit` apply to every arm.",
+        description="Trains, tests and compares several variants on equal terms: for each seed the same initial weights, "
+        "data order, timesteps and noise, and the same budget. Other flags of `lit-ddpm fit` apply to every variant.",
     )
     parser.add_argument("--config", action="append", default=[], help="configuration file; later ones override it")
     built_in = ", ".join(OBJECTIVES)
-    parser.add_argument("--objectives", default="", help=f"comma-separated arms: {built_in}, or paths of overlays")
+    parser.add_argument("--objectives", default="", help=f"comma-separated variants: {built_in}, or paths of overlays")
     parser.add_argument("--models", default="", help="comma-separated run directories of trained models to measure")
-    parser.add_argument("--seeds", type=int, default=1, help="the number of seeds of each arm (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="the number of seeds of each variant (default: 1)")
     parser.add_argument(
         "--output_dir",
         default=DEFAULT_DIRECTORY,

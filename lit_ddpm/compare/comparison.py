@@ -1,4 +1,4 @@
-"""The results of a comparison: tables of its arms, their paired differences, and what their objectives weight."""
+"""The results of a comparison: tables of its variants, their paired differences, and what their objectives weight."""
 
 import csv
 import math
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.files import atomic_write
-from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.measurement import Measurement, Value
 from lit_ddpm.compare.runs import Result
-from lit_ddpm.diffusion.report import TERMS
+from lit_ddpm.compare.variants import Variant
 from lit_ddpm.diffusion.weighting import kl_weight
+from lit_ddpm.likelihood.report import TERMS
 
-Columns = dict[str, dict[str, Measurement]]  # by the names of column and arm
+Columns = dict[str, dict[str, Measurement]]  # by the names of column and variant
 
 PARTS = TERMS[:-1]
 """The terms that add up to the total."""
@@ -27,11 +27,11 @@ BEST_VARIANCE = "best variance"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of all arms."""
+    """The results of all variants."""
 
-    arms: list[Arm]
-    results: dict[str, list[Result]]  # by name of the arm, one for each seed; without arms with a missing run
-    audits: dict[str, str]  # the result of the audit by name of the arm, see `Audit`
+    variants: list[Variant]
+    results: dict[str, list[Result]]  # by name of the variant, one for each seed; without variants with a missing run
+    audits: dict[str, str]  # the result of the audit by name of the variant, see `Audit`
     num_seeds: int
     missing: dict[str, Path]  # the logs of the runs that are not complete, by name of the run
 
@@ -47,20 +47,20 @@ class Comparison:
         """
         columns: Columns = {}
         same_images = self._same_images()
-        for arm, results in self.results.items():
+        for variant, results in self.results.items():
             for term in ("total", *PARTS):
                 values = np.array([result.report.terms[term].value for result in results])
                 images = np.stack([result.images[term] for result in results]) if same_images else None
                 name = results[0].report.unit if term == "total" else term
-                columns.setdefault(name, {})[arm] = Measurement(values, images)
+                columns.setdefault(name, {})[variant] = Measurement(values, images)
                 best = [result.report.best_variance for result in results if result.report.best_variance is not None]
                 if term == "total" and len(best) == len(results):
-                    columns.setdefault(BEST_VARIANCE, {})[arm] = Measurement(np.array(best))
-        for arm, results in self.results.items():
+                    columns.setdefault(BEST_VARIANCE, {})[variant] = Measurement(np.array(best))
+        for variant, results in self.results.items():
             for name in results[0].samples:
                 if not name.startswith(("kid_std", "fid_se", "fid_infinite")):
                     values = np.array([result.samples[name] for result in results])
-                    columns.setdefault(name, {})[arm] = Measurement(values)
+                    columns.setdefault(name, {})[variant] = Measurement(values)
         return columns
 
     def _same_images(self) -> bool:
@@ -69,20 +69,20 @@ class Comparison:
         return all(np.array_equal(first, other) for other in others)
 
     def cross_evaluation(self) -> Columns:
-        """Returns each model under each arm's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
+        """Returns each model under each variant's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
 
         An objective is a weight on the x0-MSE here, see `weight_on_x0_mse`, averaged over t = 2..T. The x0-MSE is that
-        of the test images in the exact bound, with x0_hat clipped as in sampling. Arms with different schedules have no
+        of the test images in the exact bound, with x0_hat clipped as in sampling. Variants with different schedules have no
         value, since their timesteps are not comparable.
         """
         cross: Columns = {}
-        for judge in self.arms:
+        for judge in self.variants:
             weight = judge.weight
-            for arm in self.arms:
-                if arm.name in self.results and same_schedule(arm, judge):
-                    errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[arm.name]]
+            for variant in self.variants:
+                if variant.name in self.results and same_schedule(variant, judge):
+                    errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[variant.name]]
                     values = np.array([float((weight * error).mean()) for error in errors])
-                    cross.setdefault(judge.name, {})[arm.name] = Measurement(values)
+                    cross.setdefault(judge.name, {})[variant.name] = Measurement(values)
         return cross
 
     def differences(self) -> Columns:
@@ -102,10 +102,10 @@ class Comparison:
         return float(np.median(ratios)) if ratios else math.nan
 
     def leaders(self, column: str, values: dict[str, Measurement]) -> set[str]:
-        """Returns the arms of a column that are marked, see `rule`."""
+        """Returns the variants of a column that are marked, see `rule`."""
 
-        def beats(arm: str, other: str) -> bool:
-            lower, higher = (other, arm) if is_larger_better(column) else (arm, other)
+        def beats(variant: str, other: str) -> bool:
+            lower, higher = (other, variant) if is_larger_better(column) else (variant, other)
             return (values[higher] - values[lower]).is_positive()
 
         return {a for a in values if any(beats(a, b) for b in values) and not any(beats(b, a) for b in values)}
@@ -136,11 +136,11 @@ class Comparison:
     def _grid(self, columns: Columns, marks: bool = True) -> str:
         cells = [["trained with", *columns]]
         leaders = [self.leaders(name, values) for name, values in columns.items()] if marks else []
-        for arm in self.results:
-            texts = [text_of(values.get(arm), signed=not marks) for values in columns.values()]
+        for variant in self.results:
+            texts = [text_of(values.get(variant), signed=not marks) for values in columns.values()]
             if marks:
-                texts = [f"{text} {'*' if arm in best else ' '}" for text, best in zip(texts, leaders, strict=True)]
-            cells.append([arm, *texts])
+                texts = [f"{text} {'*' if variant in best else ' '}" for text, best in zip(texts, leaders, strict=True)]
+            cells.append([variant, *texts])
         widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
         lines = []
         for first, *others in cells:
@@ -149,16 +149,16 @@ class Comparison:
         return "\n".join(lines)
 
     def save_csv(self, directory: Path) -> None:
-        """Writes ``table.csv``, a row for each arm, and ``differences.csv``, a row for each pair of arms.
+        """Writes ``table.csv``, a row for each variant, and ``differences.csv``, a row for each pair of variants.
 
         The first has all columns and the cross-evaluation; each error follows its value.
         """
         columns = self.measurements()
         columns |= {f"measured_with_{name}": values for name, values in self.cross_evaluation().items()}
         rows = [["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))]]
-        for arm in self.results:
-            cells = [_numbers(values.get(arm)) for values in columns.values()]
-            rows.append([arm, str(self.num_seeds), *(x for cell in cells for x in cell)])
+        for variant in self.results:
+            cells = [_numbers(values.get(variant)) for values in columns.values()]
+            rows.append([variant, str(self.num_seeds), *(x for cell in cells for x in cell)])
         _write_csv(directory / "table.csv", rows)
         pairs = [["column", "trained_with", "minus", "difference", "error"]]
         for name, values in columns.items():
@@ -166,16 +166,16 @@ class Comparison:
         _write_csv(directory / "differences.csv", pairs)
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns for each arm log SNR(t) and its objective's factor on the bound, each ``[T - 1]`` for t = 2..T.
+        """Returns for each variant log SNR(t) and its objective's factor on the bound, each ``[T - 1]`` for t = 2..T.
 
         The factor is the weight on the x0-MSE over that of the KL, divided by its largest value.
         """
         factors = {}
-        for arm in self.arms:
-            denoiser = arm.module.denoiser
+        for variant in self.variants:
+            denoiser = variant.module.denoiser
             t = torch.arange(2, denoiser.schedule.num_steps + 1)
-            factor = arm.weight / kl_weight(denoiser.schedule, t)
-            factors[arm.name] = denoiser.schedule.log_snr(t), factor / factor.max()
+            factor = variant.weight / kl_weight(denoiser.schedule, t)
+            factors[variant.name] = denoiser.schedule.log_snr(t), factor / factor.max()
         return factors
 
 
@@ -204,9 +204,9 @@ def text_of(measurement: Measurement | None, signed: bool = False) -> str:
     return f"{value.mean:{sign},.{digits}f} ± {value.error:.{digits}f}"
 
 
-def same_schedule(arm: Arm, other: Arm) -> bool:
-    """Returns whether two arms have the same noise at every timestep."""
-    schedules = [a.module.denoiser.schedule for a in (arm, other)]
+def same_schedule(variant: Variant, other: Variant) -> bool:
+    """Returns whether two variants have the same noise at every timestep."""
+    schedules = [a.module.denoiser.schedule for a in (variant, other)]
     tables = [schedule.log_alpha_bar(torch.arange(schedule.num_steps + 1)) for schedule in schedules]
     return torch.equal(*tables)
 

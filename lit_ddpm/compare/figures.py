@@ -28,7 +28,7 @@ LOG_SNR = "log SNR (noise increases to the right)"
 
 
 def style_of(number: int) -> dict[str, Any]:
-    """Returns color and line style of an arm by its number; curves that coincide remain visible."""
+    """Returns color and line style of a variant by its number; curves that coincide remain visible."""
     return {"color": plots.PALETTE[number % len(plots.PALETTE)], "linestyle": ("-", "--", ":", "-.")[number % 4]}
 
 
@@ -42,7 +42,7 @@ def figures(comparison: Comparison) -> dict[str, Captioned]:
             _factors(comparison),
         ),
         "profile": (
-            "Where the bits are: the area under a curve is the diffusion term. The arms differ where the curves do.",
+            "Where the bits are: the area under a curve is the diffusion term. The variants differ where the curves do.",
             _terms(comparison, profiles),
         ),
         "rate_distortion": (
@@ -53,7 +53,7 @@ def figures(comparison: Comparison) -> dict[str, Captioned]:
     if any(results[0].gradients is not None for results in comparison.results.values()):
         found["gradients"] = (
             "Left: signal and noise of one image's gradient. Middle: the timesteps that an objective should draw "
-            "more often than uniformly. Right: at the weights of the first arm, the timesteps whose loss a step of "
+            "more often than uniformly. Right: at the weights of the first variant, the timesteps whose loss a step of "
             "each objective lowers (positive) or raises (negative).",
             gradient_figure(comparison),
         )
@@ -68,12 +68,12 @@ def _plot(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     finish: "Callable[[Axes], object]",
 ) -> Image.Image:
-    """Plots a curve for each arm with results; `finish` sets the limits and scales."""
+    """Plots a curve for each variant with results; `finish` sets the limits and scales."""
 
     def draw(axes: "Axes") -> None:
-        for number, arm in enumerate(comparison.arms):
-            if arm.name in comparison.results:
-                axes.plot(*curves[arm.name], label=arm.name, **style_of(number))
+        for number, variant in enumerate(comparison.variants):
+            if variant.name in comparison.results:
+                axes.plot(*curves[variant.name], label=variant.name, **style_of(number))
         finish(axes)
 
     return plots.plot(title, x, y, draw)
@@ -91,23 +91,23 @@ def _factors(comparison: Comparison) -> Image.Image:
 
 
 def _profiles(comparison: Comparison) -> dict[str, plots.Table]:
-    """Returns the columns of the profile of each arm, averaged over its seeds."""
+    """Returns the columns of the profile of each variant, averaged over its seeds."""
     profiles = {}
-    for arm, results in comparison.results.items():
+    for variant, results in comparison.results.items():
         unused = [0.0] * len(results[0].report.profile)
         tables = [plots.profile_table(result.report, (unused, unused), unused, unused) for result in results]
-        profiles[arm] = {name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]}
+        profiles[variant] = {name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]}
     return profiles
 
 
 def _terms(comparison: Comparison, profiles: dict[str, plots.Table]) -> Image.Image:
-    curves = {arm: (table["t"], table["kl"]) for arm, table in profiles.items()}
+    curves = {variant: (table["t"], table["kl"]) for variant, table in profiles.items()}
     label = f"$L_{{t-1}}$ ({comparison.total})"
     return _plot(comparison, "KL terms by timestep", "t", label, curves, lambda axes: axes.set_yscale("log"))
 
 
 def _rate_distortion(comparison: Comparison, profiles: dict[str, plots.Table]) -> Image.Image:
-    curves = {arm: (table["rate"], table["rmse"]) for arm, table in profiles.items()}
+    curves = {variant: (table["rate"], table["rmse"]) for variant, table in profiles.items()}
     label = f"rate ({comparison.total})"
 
     def finish(axes: "Axes") -> None:
@@ -118,26 +118,26 @@ def _rate_distortion(comparison: Comparison, profiles: dict[str, plots.Table]) -
 
 
 def gradient_figure(comparison: Comparison) -> Image.Image:
-    """Plots signal-to-noise ratio, optimal density of t and direction of the arms' gradients by timestep."""
+    """Plots signal-to-noise ratio, optimal density of t and direction of the variants' gradients by timestep."""
     measured = {
-        arm.name: (number, arm, comparison.results[arm.name][0].gradients)
-        for number, arm in enumerate(comparison.arms)
-        if arm.name in comparison.results
+        variant.name: (number, variant, comparison.results[variant.name][0].gradients)
+        for number, variant in enumerate(comparison.variants)
+        if variant.name in comparison.results
     }
-    weights = {name: arm.weight for name, (_, arm, _) in measured.items()}
+    weights = {name: variant.weight for name, (_, variant, _) in measured.items()}
 
     def draw(figure: "Figure") -> None:
         ratio, density, direction = figure.subplots(1, 3)
         _, first, of_first = next(iter(measured.values()))
-        for name, (number, arm, found) in measured.items():
+        for name, (number, variant, found) in measured.items():
             if found is None:
                 continue
             style = {**style_of(number), "label": name}
-            schedule = arm.module.denoiser.schedule
+            schedule = variant.module.denoiser.schedule
             ratio.plot(schedule.log_snr(found.t), found.signal / found.variance.sqrt(), **style)
             optimal = found.optimal_density(weights[name]) * len(weights[name])
             density.plot(schedule.log_snr(torch.arange(2, len(optimal) + 2)), optimal, **style)
-            if of_first is not None and same_schedule(arm, first):
+            if of_first is not None and same_schedule(variant, first):
                 cosine = of_first.cosine_by_timestep(weights[name])
                 direction.plot(schedule.log_snr(of_first.t), cosine, marker="o", markersize=4, **style)
         ratio.set(title="Signal / noise of one image", ylim=(0, None))

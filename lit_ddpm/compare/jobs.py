@@ -13,8 +13,8 @@ from queue import SimpleQueue
 import torch
 
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
-from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.runs import Run
+from lit_ddpm.compare.variants import Variant
 from lit_ddpm.data.base import ImageDataModule
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.training.gradients import training_batches
@@ -98,12 +98,12 @@ def _follow(futures: "dict[Future[bool], Run]", runs: Sequence[Run]) -> list[Run
     return failed
 
 
-def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
+def expected_seconds(variant: Variant, at_most: float = 10.0) -> float | None:
     """Estimates the seconds of a run from a training step and a network call, timed on a batch of training images.
 
     Returns None for data other than an `ImageDataModule`.
     """
-    module, data, trainer = arm.module, arm.data, arm.trainer
+    module, data, trainer = variant.module, variant.data, variant.trainer
     if not isinstance(data, ImageDataModule):
         return None
     data.prepare_data()
@@ -124,7 +124,7 @@ def expected_seconds(arm: Arm, at_most: float = 10.0) -> float | None:
             module.denoiser(x_0, T, **cond)
 
     with trainer.precision_plugin.forward_context():
-        step = _seconds(train, at_most) if arm.checkpoint is None else 0.0
+        step = _seconds(train, at_most) if variant.checkpoint is None else 0.0
         call = _seconds(evaluate, at_most)
     module.to("cpu")
     module.zero_grad()

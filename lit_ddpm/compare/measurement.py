@@ -22,7 +22,7 @@ class Value:
 class Measurement:
     """A quantity for each seed and, for a term of the bound, for each test image.
 
-    All arms have the same seeds and images, so the difference of two measurements is paired: what makes a seed or an
+    All variants have the same seeds and images, so the difference of two measurements is paired: what makes a seed or an
     image hard for both cancels. Its error is that over new seeds and new images together. With both, the variance of
     the mean is the sum of the two, less that of their interaction, which both contain (Cameron, Gelbach and Miller
     2011, "Robust Inference with Multiway Clustering").

@@ -10,8 +10,8 @@ import torch
 
 import lit_ddpm
 from lit_ddpm._internal.files import atomic_write, write_json
-from lit_ddpm.compare.arms import Arm
 from lit_ddpm.compare.runs import Run
+from lit_ddpm.compare.variants import Variant
 from lit_ddpm.training.run_directory import RunDirectory
 
 FILE = "comparison.json"
@@ -28,30 +28,34 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The arms and seeds of a comparison."""
+    """The variants and seeds of a comparison."""
 
     directory: Path
     command: str  # the command that repeats the comparison
-    arms: list[Arm]
+    variants: list[Variant]
     num_seeds: int
-    audits: dict[str, str]  # the result of the audit by name of the arm, see `Audit`
+    audits: dict[str, str]  # the result of the audit by name of the variant, see `Audit`
 
     @property
     def runs(self) -> list[Run]:
-        """The runs by their number: all arms of the first seed, then all of the next."""
+        """The runs by their number: all variants of the first seed, then all of the next."""
         return [
-            Run(arm, seed, RunDirectory(self.directory / arm.name / f"seed_{seed}"), self.directory.name)
+            Run(variant, seed, RunDirectory(self.directory / variant.name / f"seed_{seed}"), self.directory.name)
             for seed in range(self.num_seeds)
-            for arm in self.arms
+            for variant in self.variants
         ]
 
     def save(self) -> None:
         """Writes ``comparison.json``, and ``commands.txt`` with a command for each run."""
-        arms = [
-            {"name": arm.name, "config": arm.config, "checkpoint": arm.checkpoint and str(arm.checkpoint)}
-            for arm in self.arms
+        variants = [
+            {
+                "name": variant.name,
+                "config": variant.config,
+                "checkpoint": variant.checkpoint and str(variant.checkpoint),
+            }
+            for variant in self.variants
         ]
-        content = {"command": self.command, "num_seeds": self.num_seeds, "audits": self.audits, "arms": arms}
+        content = {"command": self.command, "num_seeds": self.num_seeds, "audits": self.audits, "variants": variants}
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.directory / FILE, {"versions": versions(), **content})
         directory = shlex.quote(str(self.directory))
@@ -76,16 +80,16 @@ class Plan:
                 f"output_dir = {directory} was prepared with {', '.join(different)}: results of different versions are "
                 "not compared. Use those versions, or another directory."
             )
-        arms = [
-            Arm(arm["name"], arm["config"], Path(arm["checkpoint"]) if arm["checkpoint"] else None)
-            for arm in content["arms"]
+        variants = [
+            Variant(variant["name"], variant["config"], Path(variant["checkpoint"]) if variant["checkpoint"] else None)
+            for variant in content["variants"]
         ]
-        return cls(directory, content["command"], arms, content["num_seeds"], content["audits"])
+        return cls(directory, content["command"], variants, content["num_seeds"], content["audits"])
 
 
 def check_resumable(directory: Path) -> None:
     """Raises a ValueError if a directory has runs of other versions, or of a version without plans."""
     if (directory / FILE).is_file():
         Plan.load(directory)
-    elif any(directory.glob(f"*/seed_*/{RunDirectory(directory).arm_config.name}")):
+    elif any(directory.glob(f"*/seed_*/{RunDirectory(directory).variant_config.name}")):
         raise ValueError(f"{directory} has a comparison of an earlier version of lit_ddpm: set another directory.")

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_arrays, read_json_lines, write_json
-from lit_ddpm.compare.arms import Arm
+from lit_ddpm.compare.variants import Variant
 from lit_ddpm.diffusion.gradients import GradientStatistics
 from lit_ddpm.diffusion.image_ledger import Column
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
 try:
@@ -44,10 +44,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed."""
+    """One variant with one seed."""
 
-    arm: Arm
-    seed: int  # of weights, data order, t and eps; all arms have the same seeds
+    variant: Variant
+    seed: int  # of weights, data order, t and eps; all variants have the same seeds
     files: RunDirectory
     group: str  # of the comparison's runs in W&B
 
@@ -59,12 +59,12 @@ class Run:
     @property
     def name(self) -> str:
         """The name in messages."""
-        return f"{self.arm.name}, seed {self.seed}"
+        return f"{self.variant.name}, seed {self.seed}"
 
     @property
     def checkpoint(self) -> Path:
         """The checkpoint that is measured."""
-        return self.arm.checkpoint or self.files.last_checkpoint
+        return self.variant.checkpoint or self.files.last_checkpoint
 
     @property
     def done(self) -> bool:
@@ -93,12 +93,12 @@ class Run:
         return dict(json.loads(self.files.durations.read_text())) if self.files.durations.is_file() else {}
 
     def config(self) -> dict[str, Any]:
-        """Returns the configuration of the arm with the seed and directory of this run, and its name in W&B."""
-        config: dict[str, Any] = json.loads(json.dumps(self.arm.config))
+        """Returns the configuration of the variant with the seed and directory of this run, and its name in W&B."""
+        config: dict[str, Any] = json.loads(json.dumps(self.variant.config))
         config["seed_everything"] = self.seed
         config["trainer"]["default_root_dir"] = str(self.files.path)
         for logger in wandb_loggers(config):
-            logger["init_args"] |= {"group": self.group, "name": f"{self.arm.name}-{self.seed}"}
+            logger["init_args"] |= {"group": self.group, "name": f"{self.variant.name}-{self.seed}"}
         return config
 
     def config_yaml(self) -> str:
@@ -107,7 +107,7 @@ class Run:
 
     def check(self) -> None:
         """Raises a ValueError if the directory contains a run of another configuration."""
-        path = self.files.arm_config
+        path = self.files.variant_config
         existing = yaml.safe_load(path.read_text()) if path.is_file() else None
         if has_files(self.files.path) and existing != self.config():
             raise ValueError(
@@ -133,14 +133,14 @@ class Run:
         Raises a `subprocess.CalledProcessError` if a command fails; the log contains the reason.
         """
         files = self.files
-        resumes, trains = files.last_checkpoint.is_file(), self.arm.checkpoint is None
+        resumes, trains = files.last_checkpoint.is_file(), self.variant.checkpoint is None
         if trains and not resumes and files.path.exists():
             shutil.rmtree(files.path)
         files.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(files.arm_config) as partial:
+        with atomic_write(files.variant_config) as partial:
             partial.write_text(self.config_yaml())
         # With a checkpoint the configuration of the run is used; it also contains the identifier of a W&B run.
-        config_args, checkpoint_args = ["--config", str(files.arm_config)], ["--ckpt_path", str(self.checkpoint)]
+        config_args, checkpoint_args = ["--config", str(files.variant_config)], ["--ckpt_path", str(self.checkpoint)]
         model_args = checkpoint_args if trains else [*config_args, *checkpoint_args]
         commands = {"fit": checkpoint_args if resumes else config_args} if trains else {}
         if self.is_first_seed:
@@ -177,7 +177,7 @@ class Run:
             with self.files.metrics.open(newline="") as file:
                 speeds = [float(r["perf/images_per_s"]) for r in csv.DictReader(file) if r.get("perf/images_per_s")]
         gradients = GradientStatistics.load(self.files.gradients) if self.files.gradients.is_file() else None
-        report, images = Report.load(self.files.ledger), read_arrays(self.files.image_ledger)
+        report, images = Report.load(self.files.report), read_arrays(self.files.image_bounds)
         return Result(report, images, samples, gradients, statistics.median(speeds) if speeds else None)
 
 

@@ -1,4 +1,4 @@
-"""The results of a comparison in a sentence or a row for each arm."""
+"""The results of a comparison in a sentence or a row for each variant."""
 
 import math
 
@@ -7,55 +7,55 @@ from lit_ddpm.compare.measurement import Measurement
 
 
 def summary(comparison: Comparison) -> dict[str, str]:
-    """Returns a sentence for each arm: its rank in bits/dim and in each FID, and its distance to the best arm."""
+    """Returns a sentence for each variant: its rank in bits/dim and in each FID, and its distance to the best variant."""
     columns = comparison.measurements()
     names = [comparison.total, *(name for name in columns if name.startswith("fid"))]
     sentences = {}
-    for arm in comparison.results:
-        parts = [_place(name, columns[name], arm, comparison) for name in names if arm in columns[name]]
-        sentences[arm] = "; ".join(parts) + "."
+    for variant in comparison.results:
+        parts = [_place(name, columns[name], variant, comparison) for name in names if variant in columns[name]]
+        sentences[variant] = "; ".join(parts) + "."
     return sentences
 
 
-def _place(name: str, values: dict[str, Measurement], arm: str, comparison: Comparison) -> str:
-    """Returns the value of an arm and its paired difference to the best arm, or of the best one to the next."""
-    text = f"{name} {values[arm].mean:.4g}"
+def _place(name: str, values: dict[str, Measurement], variant: str, comparison: Comparison) -> str:
+    """Returns the value of a variant and its paired difference to the best variant, or of the best one to the next."""
+    text = f"{name} {values[variant].mean:.4g}"
     order = sorted(values, key=lambda other: values[other].mean, reverse=is_larger_better(name))
     order = [other for other in order if not math.isnan(values[other].mean)]
-    if len(order) < 2 or arm not in order:
+    if len(order) < 2 or variant not in order:
         return text
-    if arm == order[0]:
-        significant = arm in comparison.leaders(name, values)
-        difference = values[order[1]] - values[arm]
+    if variant == order[0]:
+        significant = variant in comparison.leaders(name, values)
+        difference = values[order[1]] - values[variant]
         won = "the best" if significant or math.isnan(difference.value.error) else "the lowest"
         return f"{text}, {won}, {text_of(difference)} ahead of {order[1]}"
-    return f"{text}, {text_of(values[arm] - values[order[0]])} behind {order[0]}"
+    return f"{text}, {text_of(values[variant] - values[order[0]])} behind {order[0]}"
 
 
 def objective_sentences(comparison: Comparison) -> dict[str, str]:
-    """Returns for each arm whether its objective is a bound."""
+    """Returns for each variant whether its objective is a bound."""
     sentences = {}
-    for arm, (_, factor) in comparison.factors().items():
+    for variant, (_, factor) in comparison.factors().items():
         if bool((factor.diff().abs() <= 1e-6 * factor[:-1]).all()):
-            sentences[arm] = "the bound itself, up to a constant factor"
+            sentences[variant] = "the bound itself, up to a constant factor"
         elif is_bound(factor):
-            sentences[arm] = "a bound of images with noise added: its factor does not increase with log SNR"
+            sentences[variant] = "a bound of images with noise added: its factor does not increase with log SNR"
         else:
-            sentences[arm] = "not a bound: its factor increases with log SNR in places"
+            sentences[variant] = "not a bound: its factor increases with log SNR in places"
     return sentences
 
 
 def gradient_rows(comparison: Comparison) -> list[list[str]]:
-    """Returns a header, and a row for each arm with measured gradients.
+    """Returns a header, and a row for each variant with measured gradients.
 
-    A row has the norm of the mean gradient of the arm's own objective at its final weights, its standard deviation for
+    A row has the norm of the mean gradient of the variant's own objective at its final weights, its standard deviation for
     one image at a uniform t, and the saving of the optimal density, see `GradientStatistics.saving`.
     """
     rows = [["trained with", "signal", "noise", "saving"]]
-    for arm in comparison.arms:
-        results = comparison.results.get(arm.name)
+    for variant in comparison.variants:
+        results = comparison.results.get(variant.name)
         if results is not None and (found := results[0].gradients) is not None:
-            weight = arm.weight
+            weight = variant.weight
             signal = math.sqrt(found.square_of_mean(weight))
-            rows.append([arm.name, f"{signal:.2g}", f"{found.noise(weight):.2g}", f"{found.saving(weight):.1f}"])
+            rows.append([variant.name, f"{signal:.2g}", f"{found.noise(weight):.2g}", f"{found.saving(weight):.1f}"])
     return rows

@@ -13,11 +13,11 @@ from lit_ddpm.compare.summary import summary
 
 
 def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captioned]) -> None:
-    """Logs tables, differences, figures and report to W&B if an arm logs there; its best checkpoint is an artifact.
+    """Logs tables, differences, figures and report to W&B if a variant logs there; its best checkpoint is an artifact.
 
     The identifier of the run is that of the directory, so a repeated collection updates the same run.
     """
-    loggers = [logger for arm in plan.arms for logger in wandb_loggers(arm.config)]
+    loggers = [logger for variant in plan.variants for logger in wandb_loggers(variant.config)]
     if not loggers:
         return
     import wandb
@@ -34,7 +34,11 @@ def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captio
         resume="allow",
         dir=str(plan.directory),
         mode="offline" if settings.get("offline") else None,
-        config={"command": plan.command, "num_seeds": plan.num_seeds, "arms": [arm.name for arm in plan.arms]},
+        config={
+            "command": plan.command,
+            "num_seeds": plan.num_seeds,
+            "variants": [variant.name for variant in plan.variants],
+        },
     )
     with run:
         tables = {name: _table(plan.directory / f"{name}.csv") for name in ("table", "differences")}
@@ -44,12 +48,14 @@ def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captio
         images = {name: wandb.Image(picture, caption=caption) for name, (caption, picture) in figures.items()}
         report = wandb.Html((plan.directory / "report.html").read_text(), inject=False)
         run.log({f"comparison/{name}": value for name, value in {**tables, **images, "report": report}.items()})
-        run.summary.update({f"summary/{arm}": sentence for arm, sentence in summary(comparison).items()})
+        run.summary.update({f"summary/{variant}": sentence for variant, sentence in summary(comparison).items()})
         for each in plan.runs:
-            checkpoint = each.arm.checkpoint or each.files.best_or_last_checkpoint()
+            checkpoint = each.variant.checkpoint or each.files.best_or_last_checkpoint()
             if each.is_first_seed and each.done and checkpoint is not None:
                 artifact = wandb.Artifact(
-                    f"{plan.directory.name}-{each.arm.name}", "model", metadata={"original_filename": checkpoint.name}
+                    f"{plan.directory.name}-{each.variant.name}",
+                    "model",
+                    metadata={"original_filename": checkpoint.name},
                 )
                 artifact.add_file(str(checkpoint))
                 run.log_artifact(artifact)

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.random import keyed_generator, training_seed
 from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
 from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, take, to_float
@@ -206,7 +206,7 @@ class ImageDataModule(LightningDataModule):
         if self.flip and self.trainer is not None and self.trainer.training:
             position = (self.trainer.current_epoch, self.trainer.fit_loop.batch_idx, self.trainer.global_rank)
             generator = keyed_generator("flip", training_seed(), *position)
-            flipped = sent(torch.rand(len(batch[0]), generator=generator) < 0.5, batch[0].device)
+            flipped = to_device(torch.rand(len(batch[0]), generator=generator) < 0.5, batch[0].device)
             batch = tuple(_flip(entry, flipped) if entry.ndim == batch[0].ndim else entry for entry in batch)
         return batch
 

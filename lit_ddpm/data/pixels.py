@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 
 TYPE_LEVELS = {torch.uint8: 256, torch.uint16: 65_536}
 """The number of levels of the integer types that hold pixel levels."""
@@ -69,4 +69,4 @@ class Standardization:
 
     @staticmethod
     def _expanded(values: Tensor, like: Tensor) -> Tensor:
-        return sent(values, like.device).reshape(-1, *[1] * (like.ndim - 2))
+        return to_device(values, like.device).reshape(-1, *[1] * (like.ndim - 2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_ddpm._internal.checks import check_one_of, check_positive
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm._internal.threads import stop_if_cancelled
 from lit_ddpm.diffusion.gaussian import Gaussian, marginal_variance, posterior_coefficients, q_marginal
@@ -215,7 +215,7 @@ class Denoiser(nn.Module):
         """Calls the network once; returns the prediction, the estimate of x_0, not clipped, and `Estimate.fraction`."""
         stop_if_cancelled()
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
-        time = sent(network_time(self.schedule, t, self.time).expand(len(x_t)), x_t.device)
+        time = to_device(network_time(self.schedule, t, self.time).expand(len(x_t)), x_t.device)
         x = x_t
         if self.sigma_data is not None:
             x = x_t * expand_like(marginal_variance(self.schedule, t, self.sigma_data).rsqrt(), x_t)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm.diffusion.denoiser import Denoiser, Estimate
 
 
@@ -75,5 +75,5 @@ class LabelDropout:
         if self.probability == 0 or self.no_label is None:
             return cond
         label: Tensor = cond["label"]
-        dropped = sent(torch.rand(len(label)) < self.probability, label.device)
+        dropped = to_device(torch.rand(len(label)) < self.probability, label.device)
         return {**cond, "label": label.masked_fill(dropped, self.no_label)}

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lit_ddpm.diffusion.bound import DECODER_SCALES, Bound, noise_variance
-from lit_ddpm.diffusion.report import LIKELIHOOD, TERMS, Entry, Report
 from lit_ddpm.diffusion.variance import smooth_x0_mse
+from lit_ddpm.likelihood.bound import DECODER_SCALES, Bound, noise_variance
+from lit_ddpm.likelihood.report import LIKELIHOOD, TERMS, Entry, Report
 
 
 class Ledger:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_positive
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import gaussian_kl, q_posterior, to_float64
@@ -68,7 +68,7 @@ class PosteriorKL(Objective):
         variance = denoiser.training_variance
         p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction, variance=variance)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
-        rows = sent((pred.t == 1).nonzero().flatten(), x_0.device)
+        rows = to_device((pred.t == 1).nonzero().flatten(), x_0.device)
         if len(rows) > 0:
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm._internal.device import page_locked, sent
+from lit_ddpm._internal.device import page_locked, to_device
 from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm._internal.threads import evaluation_threads, in_threads
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
@@ -188,4 +188,4 @@ def standard_normal(shape: Sequence[int], generator: torch.Generator, device: to
     """Draws standard normal noise on the CPU, at least float32, and moves it to `device`."""
     dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
     noise = torch.randn(tuple(shape), generator=generator, dtype=dtype)
-    return sent(page_locked(noise, device), device)
+    return to_device(page_locked(noise, device), device)

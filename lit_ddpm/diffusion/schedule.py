@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lit_ddpm._internal.config import Configurable
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.interpolation import interpolate
 
 SNR_WARNING = 0.01  # above it, x_T shows a trace of the image, but sampling starts from pure noise
@@ -62,7 +62,7 @@ def log_snr_of(log_alpha_bar: Tensor) -> Tensor:
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshapes a coefficient, a scalar or one value a sample ``[B]``, to multiply `x` ``[B, ...]`` on its device."""
-    coefficient = sent(coefficient.to(torch.promote_types(x.dtype, torch.float32)), x.device)
+    coefficient = to_device(coefficient.to(torch.promote_types(x.dtype, torch.float32)), x.device)
     ones = (1,) * (x.ndim - coefficient.ndim) if coefficient.ndim else ()
     return coefficient.reshape(coefficient.shape + ones)
 

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from lit_ddpm._internal.files import number_of, read_json_lines
-from lit_ddpm.diffusion.report import TERMS, Report
+from lit_ddpm.likelihood.report import TERMS, Report
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -52,9 +52,9 @@ def _use(model: DDPM, name: str) -> str:
 
 def _measurements(model: DDPM, run: RunDirectory | None) -> list[str]:
     """Returns the sections of the ledger and the sample metrics, if the run's last test was of these weights."""
-    if run is None or not run.ledger.is_file() or run.last_test_step() != max(model.trained_steps - 1, 0):
+    if run is None or not run.report.is_file() or run.last_test_step() != max(model.trained_steps - 1, 0):
         return []
-    report = Report.load(run.ledger)
+    report = Report.load(run.report)
     rows = [f"| term | {report.unit} | ± images | ± noise |", "| --- | ---: | ---: | ---: |"]
     for term in TERMS:
         entry = report.terms[term]

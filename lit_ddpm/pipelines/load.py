@@ -4,8 +4,8 @@ from pathlib import Path
 
 from lit_ddpm.diffusion.objective import HybridObjective, PredictionMSE
 from lit_ddpm.nn.diffusers import DiffusersUNet
+from lit_ddpm.pipelines.pipeline_files import PipelineFiles
 from lit_ddpm.pipelines.scheduler import process_of
-from lit_ddpm.pipelines.source import Source
 from lit_ddpm.training.module import DDPM
 
 
@@ -24,7 +24,7 @@ def load_pipeline(source: str | Path, no_label: bool | None = None) -> DDPM:
     Raises:
         ValueError: If files are missing or damaged, or a setting of the pipeline has no equivalent.
     """
-    files = Source.find(str(source))
+    files = PipelineFiles.find(str(source))
     process = process_of(files.scheduler)
     variance = files.notes.get("variance", process.variance)
     if no_label is None:

@@ -13,9 +13,9 @@ from lit_ddpm.callbacks.pictures import draw_samples
 from lit_ddpm.nn.diffusers import DiffusersUNet
 from lit_ddpm.nn.unet import UNet
 from lit_ddpm.pipelines.card import model_card
+from lit_ddpm.pipelines.pipeline_files import NOTES
 from lit_ddpm.pipelines.scheduler import scheduler_config
-from lit_ddpm.pipelines.source import NOTES
-from lit_ddpm.pipelines.unet import to_unet2d
+from lit_ddpm.pipelines.unet2d import to_unet2d
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 

@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from lit_ddpm._internal.files import write_arrays
 from lit_ddpm.diffusion.image_ledger import Column
-from lit_ddpm.diffusion.likelihood import FLOW_STEPS, check_flow
-from lit_ddpm.diffusion.report import Report
-from lit_ddpm.training.precision import EvaluationSize, smallest_test, tested_images
+from lit_ddpm.likelihood.flow import FLOW_STEPS, check_flow
+from lit_ddpm.likelihood.report import Report
+from lit_ddpm.likelihood.size import EvaluationSize, smallest_test, tested_images
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.split_bound import EVALUATION_SEED, Split, SplitBound
 
@@ -132,9 +132,9 @@ class LogBound(Callback):
         run, images = RunDirectory.of_trainer(trainer), cast("DDPM", pl_module).evaluator.last_images
         assert images is not None
         if trainer.is_global_zero:
-            report.save(run.ledger)
-            write_arrays(run.image_ledger, images)
-            print(f"\n{report.table()}\nwritten to {run.ledger}, and each image's to {run.image_ledger.name}")
+            report.save(run.report)
+            write_arrays(run.image_bounds, images)
+            print(f"\n{report.table()}\nwritten to {run.report}, and each image's to {run.image_bounds.name}")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         module = cast("DDPM", pl_module)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lit_ddpm._internal.device import sent
+from lit_ddpm._internal.device import to_device
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.diffusion.schedule import expand_like
@@ -32,7 +32,7 @@ def kl_metrics(denoiser: Denoiser, pred: Prediction, weight: Tensor) -> KLMetric
     # At t = 1 both forms are computed at t = 2 and then left out: a selection of images would copy them.
     forms = torch.stack(kl_forms(denoiser, replace(pred, t=pred.t.clamp(min=2))))
     rows = has_kl.nonzero().flatten()
-    kl, kl_from_x0_mse, x0_mse = forms[:, sent(rows, forms.device)]
+    kl, kl_from_x0_mse, x0_mse = forms[:, to_device(rows, forms.device)]
     weight = expand_like(weight[rows], kl)
     values = {"train/kl": (weight * kl).mean(), "train/x0_mse": (weight * x0_mse).mean()}
     if denoiser.variance != "learned":  # the KL of a learned variance is not a weighted x0-MSE

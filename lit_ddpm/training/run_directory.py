@@ -1,4 +1,4 @@
-"""One run, one directory: its configuration, metrics, checkpoints, images and ledger."""
+"""One run, one directory: its configuration, metrics, checkpoints, images and report."""
 
 import csv
 import itertools
@@ -33,12 +33,12 @@ class RunDirectory:
         self.best_checkpoint = self.checkpoints / "best.ckpt"  # the one with the lowest bound of the validation split
         self.samples = path / "samples"  # the sample grids and trajectories of a fit
         self.profile = path / "profile"  # the plots and tables of the bound by timestep
-        self.ledger = path / "ledger.json"  # the report of the last test
-        self.image_ledger = path / "ledger.npz"  # its terms for each image
+        self.report = path / "bound.json"  # the report of the last test
+        self.image_bounds = path / "bound.npz"  # its terms for each image
         self.gradients = path / "gradients.npz"  # the gradient statistics of the last ``gradients``
         self.sample_metrics = path / "sample_metrics.jsonl"  # FID, KID and IS with their protocols, a line each time
         self.predictions = path / "predict"  # the images of ``predict``
-        self.arm_config = path / "arm.yaml"  # the configuration that ``compare`` started the run with
+        self.variant_config = path / "variant.yaml"  # the configuration that ``compare`` started the run with
         self.durations = path / "seconds.json"  # of each command that ``compare`` completed
         self.log = path / "log.txt"  # the output of these commands
 

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_ddpm.data.protocols import HasHistogram
-from lit_ddpm.diffusion.bound import variational_bound
 from lit_ddpm.diffusion.decoder import Decoder
 from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.image_ledger import Column, ImageLedger
 from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
-from lit_ddpm.diffusion.likelihood import FLOW_STEPS, exact_likelihood
 from lit_ddpm.diffusion.network import is_per_image
-from lit_ddpm.diffusion.report import LIKELIHOOD, TERMS, Report
 from lit_ddpm.diffusion.weighting import kl_weight
+from lit_ddpm.likelihood.bound import variational_bound
+from lit_ddpm.likelihood.flow import FLOW_STEPS, exact_likelihood
+from lit_ddpm.likelihood.report import LIKELIHOOD, TERMS, Report
 
 Split = Literal["val", "test"]
 

@@ -39,7 +39,7 @@ def test_a_checkpoint_alone_is_enough_to_test_it(run, monkeypatch, tmp_path, cap
     results = []
     for size in (360, 360, 77):
         main(["test", "--ckpt_path", str(here / "checkpoints" / "best.ckpt"), f"--data.eval_batch_size={size}"])
-        results.append(json.loads((here / "ledger.json").read_text()))
+        results.append(json.loads((here / "bound.json").read_text()))
     table = capsys.readouterr().out
     for word in ("prior", "diffusion", "reconstruction", "total", "± images", "± noise", "per-pixel histogram"):
         assert word in table

@@ -5,7 +5,7 @@ from helpers import copy_run, error_of
 
 from lit_ddpm import DDPM
 from lit_ddpm.__main__ import main
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
 
@@ -28,9 +28,9 @@ def test_a_checkpoint_of_any_fit_is_tested_and_sampled_with_the_best_variance(ru
 
     main(["test", "--ckpt_path", checkpoint, *QUIET])
     assert "with the best variance" in capsys.readouterr().out
-    fixed = Report.load(directory / "ledger.json")
+    fixed = Report.load(directory / "bound.json")
     main(["test", "--ckpt_path", checkpoint, "--model.variance=analytic", *QUIET])
-    best = Report.load(directory / "ledger.json")
+    best = Report.load(directory / "bound.json")
     diffusion = {name: report.terms["diffusion"].value for name, report in {"fixed": fixed, "best": best}.items()}
     limit = fixed.best_variance - fixed.terms["prior"].value - fixed.terms["reconstruction"].value
     assert limit < diffusion["best"] < diffusion["fixed"]  # the errors are those of the validation images

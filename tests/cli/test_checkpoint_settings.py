@@ -7,7 +7,7 @@ from helpers import DIGITS_CONFIG, copy_run, fit_digits
 
 from lit_ddpm import UNet
 from lit_ddpm.__main__ import main
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
 
@@ -47,7 +47,7 @@ def test_flags_change_the_sampler_of_a_checkpoint(flags, num_calls, checkpoint, 
 
 def test_flags_change_the_schedule_of_a_checkpoint(checkpoint):
     main(["test", "--ckpt_path", checkpoint, "--model.schedule.num_steps=20", *QUIET])
-    (ledger,) = Path("runs").rglob("ledger.json")
+    (ledger,) = Path("runs").rglob("bound.json")
     assert Report.load(ledger).num_calls == 20
 
 

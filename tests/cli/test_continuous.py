@@ -8,7 +8,7 @@ from helpers import copy_run, error_of, read_csv
 
 from lit_ddpm import DDPM
 from lit_ddpm.__main__ import main
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training import evaluation
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
@@ -38,7 +38,7 @@ def test_any_number_of_steps_from_the_command(continuous, capsys):
     totals = []
     for num_steps in (16, 64, 150):
         main(["test", "--ckpt_path", continuous, f"--model.schedule.num_steps={num_steps}", *QUIET])
-        totals.append(Report.load(Path("runs/continuous/ledger.json")))
+        totals.append(Report.load(Path("runs/continuous/bound.json")))
     assert [report.num_calls for report in totals] == [16, 64, 150]
     assert totals[0].terms["total"].value > totals[1].terms["total"].value > totals[2].terms["total"].value
     capsys.readouterr()
@@ -52,7 +52,7 @@ def test_any_number_of_steps_from_the_command(continuous, capsys):
 def test_the_exact_likelihood_from_the_command(continuous, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "FLOW_STEPS", 4)
     main(["test", "--ckpt_path", continuous, "--exact", "--model.schedule.num_steps=20", *FEW])
-    report = Report.load(Path("runs/continuous/ledger.json"))
+    report = Report.load(Path("runs/continuous/bound.json"))
     bound, entries = report.terms["total"].value, report.likelihood
     assert bound - entries["likelihood"].value == pytest.approx(entries["gap"].value, abs=1e-9)
     assert abs(entries["solver_error"].value) > 0
@@ -60,7 +60,7 @@ def test_the_exact_likelihood_from_the_command(continuous, monkeypatch, capsys):
     (line,) = [row for row in read_csv("runs/continuous/metrics.csv") if row.get("test/bpd_likelihood")]
     assert float(line["test/bpd_gap"]) == pytest.approx(entries["gap"].value, rel=1e-5)
     main(["test", "--ckpt_path", continuous, "--model.schedule.num_steps=20", *FEW])
-    assert Report.load(Path("runs/continuous/ledger.json")).likelihood is None
+    assert Report.load(Path("runs/continuous/bound.json")).likelihood is None
 
 
 def test_an_exact_likelihood_of_single_timesteps_is_refused(run, monkeypatch, tmp_path, capsys):

@@ -31,9 +31,9 @@ def test_two_processes_measure_the_bound_of_one(run_of_two):
     done = run_command(*test, *TWO, "--trainer.strategy=ddp")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("per-pixel histogram") == 1
-    two = json.loads((run_of_two / "ledger.json").read_text())
+    two = json.loads((run_of_two / "bound.json").read_text())
     main([*test, "--trainer.devices=1", "--trainer.strategy=auto"])
-    one = json.loads((run_of_two / "ledger.json").read_text())
+    one = json.loads((run_of_two / "bound.json").read_text())
     assert two["terms"]["total"]["value"] == pytest.approx(one["terms"]["total"]["value"], abs=1e-5)
 
 

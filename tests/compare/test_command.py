@@ -56,10 +56,10 @@ def copied(finished, monkeypatch):
     def process(self, args, lock, environment):
         executed.append((self.name, args[0]))
         self.files.log.write_text("out of memory\n")
-        if (self.arm.name, args[0]) in failing:
+        if (self.variant.name, args[0]) in failing:
             raise subprocess.CalledProcessError(1, args)
-        source = finished / self.arm.name / "seed_0"
-        shutil.copytree(source, self.files.path, ignore=lambda *_: {"arm.yaml", "seconds.json"}, dirs_exist_ok=True)
+        source = finished / self.variant.name / "seed_0"
+        shutil.copytree(source, self.files.path, ignore=lambda *_: {"variant.yaml", "seconds.json"}, dirs_exist_ok=True)
 
     failing = set()
     monkeypatch.setattr(Run, "_run_process", process)
@@ -67,8 +67,10 @@ def copied(finished, monkeypatch):
     return process
 
 
-def test_arms_differ_in_their_objective_alone(finished):
-    configs = [yaml.safe_load((finished / arm / "seed_0" / "config.yaml").read_text()) for arm in COMPARED_OBJECTIVES]
+def test_variants_differ_in_their_objective_alone(finished):
+    configs = [
+        yaml.safe_load((finished / variant / "seed_0" / "config.yaml").read_text()) for variant in COMPARED_OBJECTIVES
+    ]
     objectives = [config["model"]["init_args"].pop("objective") for config in configs]
     assert objectives[0] == {"class_path": "lit_ddpm.PosteriorKL", "init_args": {"decoder": None}}
     assert objectives[1]["init_args"]["weighting"]["class_path"] == "lit_ddpm.UniformWeighting"
@@ -77,10 +79,10 @@ def test_arms_differ_in_their_objective_alone(finished):
     assert configs[0] == configs[1]
 
 
-def test_arms_share_weights_data_timesteps_and_noise(finished):
+def test_variants_share_weights_data_timesteps_and_noise(finished):
     first = []
-    for arm in COMPARED_OBJECTIVES:
-        first.append(next(row for row in read_csv(finished / arm / "seed_0" / "metrics.csv") if row["train/loss"]))
+    for variant in COMPARED_OBJECTIVES:
+        first.append(next(row for row in read_csv(finished / variant / "seed_0" / "metrics.csv") if row["train/loss"]))
     assert first[0]["train/kl"] == first[1]["train/kl"]
     assert first[0]["train/x0_mse"] == first[1]["train/x0_mse"]
     assert first[0]["train/loss"] != first[1]["train/loss"]
@@ -89,18 +91,18 @@ def test_arms_share_weights_data_timesteps_and_noise(finished):
 def test_the_table_holds_the_results_of_the_runs(finished):
     table = table_of(finished)
     assert list(table) == COMPARED_OBJECTIVES
-    for arm in COMPARED_OBJECTIVES:
-        ledger = json.loads((finished / arm / "seed_0" / "ledger.json").read_text())
-        (line,) = (finished / arm / "seed_0" / "sample_metrics.jsonl").read_text().splitlines()[-1:]
+    for variant in COMPARED_OBJECTIVES:
+        ledger = json.loads((finished / variant / "seed_0" / "bound.json").read_text())
+        (line,) = (finished / variant / "seed_0" / "sample_metrics.jsonl").read_text().splitlines()[-1:]
         assert json.loads(line)["command"] == "test"
-        assert float(table[arm]["bits/dim"]) == ledger["terms"]["total"]["value"]
-        assert float(table[arm]["bits/dim_error"]) == pytest.approx(ledger["terms"]["total"]["se_images"], rel=1e-9)
-        assert float(table[arm]["fid_digits"]) == json.loads(line)["metrics"]["fid"]
+        assert float(table[variant]["bits/dim"]) == ledger["terms"]["total"]["value"]
+        assert float(table[variant]["bits/dim_error"]) == pytest.approx(ledger["terms"]["total"]["se_images"], rel=1e-9)
+        assert float(table[variant]["fid_digits"]) == json.loads(line)["metrics"]["fid"]
         # With the posterior variance the T - 1 KL terms are weighted x0-MSEs.
         nats = ledger["terms"]["diffusion"]["value"] * math.log(2)
-        assert float(table[arm]["measured_with_kl"]) == pytest.approx(nats / 31, rel=1e-6)
+        assert float(table[variant]["measured_with_kl"]) == pytest.approx(nats / 31, rel=1e-6)
         x0_mse = ledger["x0_mse"][1:]
-        assert float(table[arm]["measured_with_x0_mse"]) == pytest.approx(sum(x0_mse) / 31, rel=1e-6)
+        assert float(table[variant]["measured_with_x0_mse"]) == pytest.approx(sum(x0_mse) / 31, rel=1e-6)
 
 
 def test_the_report_is_one_file_with_everything(finished):
@@ -123,7 +125,7 @@ def test_the_report_is_one_file_with_everything(finished):
 
 
 def test_differences_are_paired(finished):
-    images = [read_arrays(finished / arm / "seed_0" / "ledger.npz")["total"] for arm in COMPARED_OBJECTIVES]
+    images = [read_arrays(finished / variant / "seed_0" / "bound.npz")["total"] for variant in COMPARED_OBJECTIVES]
     difference = images[1] - images[0]
     row = next(row for row in read_csv(finished / "differences.csv") if row["column"] == "bits/dim")
     assert (row["trained_with"], row["minus"]) == ("kl", "x0_mse")
@@ -156,7 +158,7 @@ def test_a_resumed_comparison_repeats_no_work(finished, copied, jobs, tmp_path, 
         )
 
 
-def test_a_failed_arm_is_one_sentence(copied, capsys):
+def test_a_failed_variant_is_one_sentence(copied, capsys):
     copied.failing.add(("x0_mse", "fit"))
     message = error_of(capsys, ["compare", *KL_AND_X0_MSE, "--output_dir", "runs"])
     assert "1 runs failed: x0_mse, seed 0 (runs/x0_mse/seed_0/log.txt). Repeat them with --resume." in message
@@ -165,13 +167,13 @@ def test_a_failed_arm_is_one_sentence(copied, capsys):
 
 
 def test_prepared_runs_are_executed_and_collected(finished, copied, capsys):
-    """With several seeds; a part of the arms is collected too."""
+    """With several seeds; a part of the variants is collected too."""
     main(["compare", *KL_AND_X0_MSE, "--seeds", "2", "--output_dir", "runs", "--prepare"])
     assert "4 runs, a command each in runs/commands.txt; then --collect" in capsys.readouterr().out
     commands = Path("runs/commands.txt").read_text().splitlines()
     assert commands == [f"lit-ddpm compare --output_dir runs --run {k}" for k in range(4)]
     message = error_of(capsys, ["compare", "--output_dir", "runs", "--collect"])
-    assert "output_dir = runs: no arm has all its runs yet, so there is nothing to collect" in message
+    assert "output_dir = runs: no variant has all its runs yet, so there is nothing to collect" in message
     (sweep,) = (b.text for b in blocks(text_of(ROOT / "docs" / "comparing.md")) if b.title == "sweep.yaml")
     _, *agent = yaml.safe_load(sweep)["command"]
     main(["--run=0" if arg == "${args}" else arg.replace("runs/compare", "runs") for arg in agent])
@@ -186,7 +188,9 @@ def test_prepared_runs_are_executed_and_collected(finished, copied, capsys):
         main(["compare", "--output_dir", "runs", "--run", str(k)])
     assert collect("runs").num_seeds == 2
     found, expected = table_of(Path("runs")), table_of(finished)  # both seeds are copies of one
-    assert {arm: row["bits/dim"] for arm, row in found.items()} == {a: r["bits/dim"] for a, r in expected.items()}
+    assert {variant: row["bits/dim"] for variant, row in found.items()} == {
+        a: r["bits/dim"] for a, r in expected.items()
+    }
 
 
 def test_two_processes_that_meet_do_no_work_twice(copied, tmp_path, capsys):
@@ -241,7 +245,7 @@ def test_mixed_versions_are_refused(finished, copied, tmp_path, capsys):
     assert not copied.executed
     Path("runs/comparison.json").unlink()
     (Path("runs/kl/seed_0")).mkdir(parents=True)
-    Path("runs/kl/seed_0/arm.yaml").touch()
+    Path("runs/kl/seed_0/variant.yaml").touch()
     message = error_of(capsys, ["compare", "--output_dir", "runs", *KL_AND_X0_MSE, "--resume"])
     assert "runs has a comparison of an earlier version of lit_ddpm: set another directory." in message
 
@@ -252,7 +256,7 @@ def test_a_killed_run_ends_on_other_engines_with_the_same_tables(finished, monke
     main(["compare", *KL_AND_X0_MSE, "--prepare"])
     shutil.copytree(finished / "x0_mse", "runs/compare/x0_mse")
     kill_when(run.last_checkpoint.exists, "compare", "--run", "0")
-    assert not (run.path / "ledger.json").exists()
+    assert not (run.path / "bound.json").exists()
     bin_directory = Path("bin")
     bin_directory.mkdir()
     for name, line in (("srun", '"$@"'), ("lit-ddpm", f'{sys.executable} -m lit_ddpm "$@"')):
@@ -278,7 +282,7 @@ def test_the_comparison_is_a_wandb_run_of_its_group(copied, finished, tmp_path, 
     directory = tmp_path / "nightly"
     compare([DIGITS_CONFIG], COMPARED_OBJECTIVES, output_dir=directory, overrides=settings)
     rows, config, _ = read_wandb_run(directory)
-    assert config["arms"] == COMPARED_OBJECTIVES
+    assert config["variants"] == COMPARED_OBJECTIVES
     (row,) = rows
     files = next(directory.glob("wandb/offline-run-*")) / "files"
     header, *_ = (finished / "table.csv").read_text().splitlines()

@@ -8,9 +8,9 @@ from helpers import DIGITS_CONFIG, SMALL_NETWORK
 
 from lit_ddpm import LinearSchedule, kl_weight
 from lit_ddpm.compare import Comparison, Measurement
-from lit_ddpm.compare.arms import resolve_arms
 from lit_ddpm.compare.comparison import is_bound, text_of
 from lit_ddpm.compare.summary import summary
+from lit_ddpm.compare.variants import resolve_variants
 
 
 def of_seeds(*values):
@@ -139,6 +139,6 @@ def test_a_value_is_printed_to_two_digits_of_its_error(mean, error, text):
 def test_the_bounds_among_the_objectives_on_a_cosine_schedule(objective, bound):
     """The column of the table in docs/objectives.md; without the last step, whose beta is capped."""
     overrides = ["--model.schedule=CosineSchedule", "--model.schedule.num_steps=400", "--model.time=t", *SMALL_NETWORK]
-    arms = resolve_arms([DIGITS_CONFIG], [objective], overrides)
-    ((_, factor),) = Comparison(arms, {}, {}, 1, {}).factors().values()
+    variants = resolve_variants([DIGITS_CONFIG], [objective], overrides)
+    ((_, factor),) = Comparison(variants, {}, {}, 1, {}).factors().values()
     assert is_bound(factor[:-1]) == bound

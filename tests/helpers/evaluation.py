@@ -5,7 +5,7 @@ from pathlib import Path
 
 from helpers.training import digits, tiny_module, trainer
 from lit_ddpm.callbacks import EMA, SampleMetrics
-from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.digits_features import DigitsFeatures
 
 
 def small_sample_metrics(extractor=None, **kwargs) -> SampleMetrics:

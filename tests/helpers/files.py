@@ -15,7 +15,7 @@ from torchvision import datasets
 from helpers.models import TinyNetwork
 from helpers.training import tiny_module, trainer
 from lit_ddpm.data import ImageFolderDataModule
-from lit_ddpm.data.files import ImageFiles
+from lit_ddpm.data.image_folder import ImageFiles
 
 RNG = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.digits_features import DigitsFeatures
 from lit_ddpm.metrics.features import ExtractorInfo, extract, fingerprint_of
 from lit_ddpm.metrics.inception import InceptionFeatures
 

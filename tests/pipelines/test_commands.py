@@ -17,7 +17,7 @@ from benchmarks.common.pipelines import pipeline_samples, train_pipeline
 from lit_ddpm import DDPM, AncestralSampler
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.pipelines import load_pipeline
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -57,7 +57,7 @@ def imported(imported_run, tmp_path, monkeypatch):
 
 def test_an_imported_model_is_tested_sampled_and_fine_tuned(imported, trained, capsys):
     main(["test", "--ckpt_path", LAST])
-    report = Report.load(imported / "ledger.json")
+    report = Report.load(imported / "bound.json")
     assert report.num_images == 360
     assert report.num_calls == 30
     assert 1.5 < report.terms["total"].value < 4.5  # 4.09 bits for 17 levels without a model, 2.42 for a histogram
@@ -110,7 +110,7 @@ def test_an_export_of_an_imported_model_has_a_card(imported, trained, capsys):
     main(["export", "--ckpt_path", LAST, "--output_dir", "out", "--num_samples=4"])
     assert capsys.readouterr().out.endswith("written to out\n")
     card = Path("out/README.md").read_text()
-    total = Report.load(imported / "ledger.json").terms["total"]
+    total = Report.load(imported / "bound.json").terms["total"]
     assert f"| total | {total.value:.4f} | {total.se_images:.4f} |" in card
     record = json.loads((imported / "sample_metrics.jsonl").read_text().splitlines()[-1])
     assert f"| fid | {record['metrics']['fid']:.4f} |" in card
@@ -175,10 +175,10 @@ IMPORT = ["import", "theirs", "--data"]
             "num_samples = -2 must be at least 0",
         ),
         (["compare"], "there is nothing to compare"),
-        (["compare", "--objectives", "kl"], "arms to train need both --config and --objectives"),
+        (["compare", "--objectives", "kl"], "variants to train need both --config and --objectives"),
         (["compare", "--models", "nothing"], "model = nothing is neither a run directory with a checkpoint nor"),
         (["compare", "--models", "runs/theirs", "--seeds=2"], "seeds = 2: trained models have one seed"),
-        (["compare", "--models", f"runs/theirs,{LAST}"], "two arms have the name 'theirs'"),
+        (["compare", "--models", f"runs/theirs,{LAST}"], "two variants have the name 'theirs'"),
         (
             ["compare", "--config", "mnist", "--objectives=kl", "--models=runs/theirs"],
             "the data of theirs and kl differ",

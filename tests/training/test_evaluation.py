@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.diffusion.objective import kl_forms
-from lit_ddpm.diffusion.report import TERMS, Report
+from lit_ddpm.likelihood.report import TERMS, Report
 from lit_ddpm.training.evaluation import BoundEvaluator
 from lit_ddpm.training.kl_metrics import kl_metrics
 from lit_ddpm.training.split_bound import SplitBound
@@ -29,7 +29,7 @@ def test_the_bound_is_the_same_on_any_number_of_processes(devices, tmp_path):
             tiny_module(), FewDigits(eval_batch_size=7), verbose=False
         )
         results.append(result)
-        images.append(read_arrays(tmp_path / "ledger.npz"))
+        images.append(read_arrays(tmp_path / "bound.npz"))
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         assert results[1][key] == pytest.approx(value, abs=1e-5), key
@@ -52,7 +52,7 @@ def test_validation_takes_the_network_calls_of_its_setting(num_val_timesteps, nu
 def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
     (result,) = trainer().test(tiny_module(), FewDigits(), verbose=False)
     assert "per-pixel histogram" in capsys.readouterr().out
-    saved = json.loads((tmp_path / "ledger.json").read_text())
+    saved = json.loads((tmp_path / "bound.json").read_text())
     assert result["test/bpd"] == pytest.approx(saved["terms"]["total"]["value"], rel=1e-6)
     assert result["test/bpd_histogram"] == pytest.approx(saved["baseline"]["value"], rel=1e-6)
     names = ("bpd_prior", "bpd_diffusion", "bpd_reconstruction", "bpd_se_images", "bpd_se_noise")
@@ -65,7 +65,7 @@ def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
 def test_the_bound_of_each_image_is_written(tmp_path):
     for batch_size in (50, 7):
         trainer().test(tiny_module(), FewDigits(eval_batch_size=batch_size), verbose=False)
-        report, images = Report.load(tmp_path / "ledger.json"), read_arrays(tmp_path / "ledger.npz")
+        report, images = Report.load(tmp_path / "bound.json"), read_arrays(tmp_path / "bound.npz")
         assert images["index"].tolist() == list(range(50))
         for term in TERMS:
             assert images[term].mean() == pytest.approx(report.terms[term].value, rel=1e-9)

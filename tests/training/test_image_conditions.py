@@ -14,7 +14,7 @@ from lit_ddpm import DDPM, AncestralSampler, Condition, LowResolution, UNet, var
 from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleMetrics
 from lit_ddpm.data import ImageTensors
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.sampling import HeldOut
 
 SUPERRES = ["--config", DIGITS_CONFIG, "--config", str(CONFIGS / "digits_superres.yaml")]
@@ -43,7 +43,7 @@ def test_the_bound_is_that_of_the_conditional_model():
     report = module.evaluator.last_report
     assert report.given == ("cond",)
     assert "the bound of a conditional model: x_0 given cond" in report.table()
-    assert Report.load(Path("ledger.json")).given == ("cond",)
+    assert Report.load(Path("bound.json")).given == ("cond",)
     x_0 = FewDigits().splits()["test"].images[:8].float() / 8 - 1
     low = LowResolution(2)(x_0)
     right, wrong = (variational_bound(module.denoiser, x_0, module.decoder, cond=c).total for c in (low, low.flip(0)))

@@ -7,7 +7,7 @@ import pytest
 from helpers import FewDigits, tiny_module, trainer
 
 from lit_ddpm._internal.files import read_json_lines, write_json, write_json_lines
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.run_directory import RunDirectory, RunLogger
 
 

@@ -7,8 +7,8 @@ import pytest
 from helpers import FewDigits, tiny_module, trainer
 
 from lit_ddpm._internal.files import read_arrays
-from lit_ddpm.diffusion.report import Report
-from lit_ddpm.training.precision import EvaluationSize, Spread
+from lit_ddpm.likelihood.report import Report
+from lit_ddpm.likelihood.size import EvaluationSize, Spread
 
 
 def measured(tmp_path, size, module=None, devices=1, **settings):
@@ -16,7 +16,7 @@ def measured(tmp_path, size, module=None, devices=1, **settings):
     module.evaluator.size = size
     strategy = "auto" if devices == 1 else "ddp_fork"
     trainer(devices=devices, strategy=strategy).test(module, FewDigits(**settings), verbose=False)
-    return Report.load(tmp_path / "ledger.json"), read_arrays(tmp_path / "ledger.npz")
+    return Report.load(tmp_path / "bound.json"), read_arrays(tmp_path / "bound.npz")
 
 
 @pytest.mark.parametrize(("devices", "eval_batch_size"), [(1, 50), (1, 7), (2, 7)])
@@ -86,13 +86,13 @@ def test_the_images_are_chosen_within_the_limit_of_batches(tmp_path):
     module = tiny_module()
     module.evaluator.size = EvaluationSize(num_images=5)
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
-    assert "5 random images of 50" in Report.load(tmp_path / "ledger.json").table()
-    images = read_arrays(tmp_path / "ledger.npz")
+    assert "5 random images of 50" in Report.load(tmp_path / "bound.json").table()
+    images = read_arrays(tmp_path / "bound.npz")
     assert len(images["index"]) == 5
     assert images["index"].max() < 12
     module.evaluator.size = EvaluationSize()
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
-    assert "12 images, 20 network calls an image" in Report.load(tmp_path / "ledger.json").table()  # not a random part
+    assert "12 images, 20 network calls an image" in Report.load(tmp_path / "bound.json").table()  # not a random part
     module.evaluator.size = EvaluationSize(num_images=13)
     with pytest.raises(ValueError, match=r"num_images = 13 must be in 1\.\.12, the images of the test split"):
         trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)

@@ -23,8 +23,8 @@ from lit_ddpm import (
     variational_bound,
 )
 from lit_ddpm.diffusion.ledger import Ledger
-from lit_ddpm.diffusion.likelihood import _noise
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.flow import _noise
+from lit_ddpm.likelihood.report import Report
 
 MEANS, WEIGHTS, TAU2 = torch.tensor([-0.5, 0.1, 0.75]).double(), torch.tensor([0.2, 0.5, 0.3]).double(), 0.01
 SCHEDULES = [LogSNRSchedule(200, log_snr_start=8.0, log_snr_end=-9.0), LinearSchedule(1000), CosineSchedule(400)]
@@ -211,5 +211,5 @@ def test_the_rows_of_an_exact_ledger(tmp_path):
     metrics = report.metrics("test")
     assert metrics["test/nats_per_dim_gap"] == report.likelihood["gap"].value
     assert metrics["test/nats_per_dim_likelihood_se_images"] == report.likelihood["likelihood"].se_images
-    report.save(tmp_path / "ledger.json")
-    assert Report.load(tmp_path / "ledger.json") == report
+    report.save(tmp_path / "bound.json")
+    assert Report.load(tmp_path / "bound.json") == report

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
-from lit_ddpm._internal.device import page_locked, sent
+from lit_ddpm._internal.device import page_locked, to_device
 from lit_ddpm._internal.random import image_generators
 from lit_ddpm._internal.threads import evaluation_threads, in_threads
 from lit_ddpm.diffusion.decoder import Decoder
@@ -166,7 +166,7 @@ def _evaluate(
     schedule, clean = denoiser.schedule, to_float64(x_0)
 
     def call(draw: _Draw) -> dict[str, Tensor]:
-        t, eps = draw[0], sent(draw[1], x_0.device).to(clean)
+        t, eps = draw[0], to_device(draw[1], x_0.device).to(clean)
         x_t = q_marginal(schedule, clean, t).sample(eps)
         estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
         x0_hat = estimate.x0_hat.to(clean)

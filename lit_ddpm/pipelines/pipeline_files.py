@@ -21,7 +21,7 @@ NETWORK_FOLDERS = ("unet_ema", "unet", ".")
 
 
 @dataclass(frozen=True)
-class Source:
+class PipelineFiles:
     """The files of a model, not yet loaded."""
 
     name: str  # the path or the name on the Hub
@@ -32,7 +32,7 @@ class Source:
     notes: dict[str, Any]
 
     @classmethod
-    def find(cls, name: str) -> "Source":
+    def find(cls, name: str) -> "PipelineFiles":
         """Finds the files of a directory, or downloads the configurations of a model on the Hub.
 
         Raises:

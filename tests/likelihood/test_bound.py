@@ -18,7 +18,7 @@ from lit_ddpm import (
     q_marginal,
     variational_bound,
 )
-from lit_ddpm.diffusion.bound import noise_variance, smooth_rms
+from lit_ddpm.likelihood.bound import noise_variance, smooth_rms
 
 TAU2 = 0.25
 

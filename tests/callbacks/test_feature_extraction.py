@@ -17,7 +17,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_ddpm import DDPM
 from lit_ddpm.data import DigitsDataModule, to_float, to_uint8
-from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.digits_features import DigitsFeatures
 
 
 def test_real_statistics_are_measured_once():

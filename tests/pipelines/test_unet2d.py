@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_ddpm import UNet
-from lit_ddpm.pipelines.unet import to_unet2d
+from lit_ddpm.pipelines.unet2d import to_unet2d
 
 SETTINGS = [
     {"multipliers": (1,), "num_blocks": 1, "attention_levels": (0,)},

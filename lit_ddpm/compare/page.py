@@ -42,7 +42,7 @@ def write_report(comparison: Comparison, plan: Plan, figures: dict[str, Captione
     parts = [
         f"<h1>{escape(' · '.join(comparison.results))}</h1>",
         '<ul class="summary">',
-        *(f"<li><b>{escape(arm)}</b>: {escape(line)}</li>" for arm, line in summary(comparison).items()),
+        *(f"<li><b>{escape(variant)}</b>: {escape(line)}</li>" for variant, line in summary(comparison).items()),
         "</ul>",
         f"<p>{escape(_origin(comparison))}</p>",
         "<h2>Results on the test images</h2>",
@@ -55,10 +55,13 @@ def write_report(comparison: Comparison, plan: Plan, figures: dict[str, Captione
             "<p>Each row is a model, each column an objective: its weight times the x0-MSE of the test images, "
             f"averaged over t = 2..T.</p>{_table(comparison, comparison.cross_evaluation())}",
         ),
-        '<h2>Samples</h2><p>The same initial noise for every arm.</p><div class="samples">',
+        '<h2>Samples</h2><p>The same initial noise for every variant.</p><div class="samples">',
         *(_figure(picture, name) for name, picture in _samples(comparison, plan.runs).items()),
         "</div><h2>Why they differ</h2><ul>",
-        *(f"<li>The objective of <b>{escape(arm)}</b> is {escape(line)}.</li>" for arm, line in objectives.items()),
+        *(
+            f"<li>The objective of <b>{escape(variant)}</b> is {escape(line)}.</li>"
+            for variant, line in objectives.items()
+        ),
         '</ul><div class="row">',
         *(_figure(picture, caption) for name, (caption, picture) in figures.items() if name != "gradients"),
         "</div>",
@@ -83,23 +86,25 @@ def write_report(comparison: Comparison, plan: Plan, figures: dict[str, Captione
 
 
 def _origin(comparison: Comparison) -> str:
-    measured = ", ".join(arm.name for arm in comparison.arms if arm.checkpoint is not None)
+    measured = ", ".join(variant.name for variant in comparison.variants if variant.checkpoint is not None)
     text = f"Trained before, and only measured here: {measured}. " if measured else ""
-    if any(arm.checkpoint is None for arm in comparison.arms):
+    if any(variant.checkpoint is None for variant in comparison.variants):
         seeds = "One seed" if comparison.num_seeds == 1 else f"{comparison.num_seeds} seeds"
         text += (
-            f"{seeds}. The arms of a seed have the same initial weights if their networks are the same, the same data "
+            f"{seeds}. The variants of a seed have the same initial weights if their networks are the same, the same data "
             "order, the same timesteps and noise at each step, and the same budget."
         )
     return text
 
 
 def _differences(comparison: Comparison) -> list[str]:
-    """Returns the paired differences; nothing for a single arm."""
+    """Returns the paired differences; nothing for a single variant."""
     if len(comparison.results) < 2:
         return []
     sharpening = comparison.sharpening()
-    text = "Row minus column. All arms measure the same images with the same noise, so the error of a difference is "
+    text = (
+        "Row minus column. All variants measure the same images with the same noise, so the error of a difference is "
+    )
     text += "paired" if math.isnan(sharpening) else f"paired: {sharpening:.1f} times smaller than without (median)"
     table = _table(comparison, comparison.differences(), signed=True)
     return [f"<h2>Differences in {escape(comparison.total)}</h2><p>{text}.</p>{table}"]
@@ -111,7 +116,7 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
     caption, picture = figures["gradients"]
     table = _html_table([[escape(cell) for cell in row] for row in gradient_rows(comparison)])
     note = (
-        "The gradient of each arm's objective at its final weights: the norm of its mean, and its standard deviation "
+        "The gradient of each variant's objective at its final weights: the norm of its mean, and its standard deviation "
         "for one image. Saving: how many times more images uniform timesteps need than the optimal density, for the "
         "same noise."
     )
@@ -121,10 +126,10 @@ def _gradients(comparison: Comparison, figures: dict[str, Captioned]) -> list[st
 def _table(comparison: Comparison, columns: Columns, signed: bool = False) -> str:
     leaders = [set() if signed else comparison.leaders(name, values) for name, values in columns.items()]
     rows = [["trained with", *map(escape, columns)]]
-    for arm in comparison.results:
-        texts = [text_of(values.get(arm), signed) for values in columns.values()]
-        marked = [f'<b class="best">{t}</b>' if arm in best else t for t, best in zip(texts, leaders, strict=True)]
-        rows.append([escape(arm), *marked])
+    for variant in comparison.results:
+        texts = [text_of(values.get(variant), signed) for values in columns.values()]
+        marked = [f'<b class="best">{t}</b>' if variant in best else t for t, best in zip(texts, leaders, strict=True)]
+        rows.append([escape(variant), *marked])
     return _html_table(rows)
 
 
@@ -149,16 +154,20 @@ def _figure(image: Image.Image, caption: str) -> str:
 
 
 def _samples(comparison: Comparison, runs: Sequence[Run]) -> dict[str, Image.Image]:
-    grids = {run.arm.name: sample_grid(run) for run in runs if run.is_first_seed and run.arm.name in comparison.results}
+    grids = {
+        run.variant.name: sample_grid(run)
+        for run in runs
+        if run.is_first_seed and run.variant.name in comparison.results
+    }
     return {name: grid for name, grid in grids.items() if grid is not None}
 
 
 def _by_line(audits: dict[str, str]) -> dict[str, list[str]]:
-    """Returns the arms by the result of their audit."""
-    arms: dict[str, list[str]] = {}
+    """Returns the variants by the result of their audit."""
+    variants: dict[str, list[str]] = {}
     for name, line in audits.items():
-        arms.setdefault(line, []).append(name)
-    return arms
+        variants.setdefault(line, []).append(name)
+    return variants
 
 
 def _speeds(comparison: Comparison) -> str:

@@ -15,9 +15,9 @@ from lit_ddpm import (
     bits_per_dim,
     variational_bound,
 )
-from lit_ddpm.diffusion.bound import noise_variance
 from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
-from lit_ddpm.diffusion.report import TERMS, Report
+from lit_ddpm.likelihood.bound import noise_variance
+from lit_ddpm.likelihood.report import TERMS, Report
 
 
 def bounds(num_timesteps=None, batches=((0, 5), (5, 8), (8, 12))):
@@ -80,8 +80,8 @@ def test_errors_of_one_image_are_unknown(tmp_path):
     for bound in bounds(batches=((0, 1),)):
         ledger.update(bound)
     report = ledger.report()
-    report.save(tmp_path / "ledger.json")
-    for each in (report, Report.load(tmp_path / "ledger.json")):
+    report.save(tmp_path / "bound.json")
+    for each in (report, Report.load(tmp_path / "bound.json")):
         assert math.isfinite(each.terms["total"].value)
         assert math.isnan(each.terms["total"].se_images)
         assert "unknown" in each.table()
@@ -111,15 +111,15 @@ def test_the_table_and_the_json_agree(tmp_path):
     for bound in bounds():
         ledger.update(bound, baseline=torch.full((len(bound.prior),), 16 * math.log(2) * 2.5))
     report = ledger.report()
-    report.save(tmp_path / "new" / "ledger.json")
-    saved = json.loads((tmp_path / "new" / "ledger.json").read_text())
+    report.save(tmp_path / "new" / "bound.json")
+    saved = json.loads((tmp_path / "new" / "bound.json").read_text())
     assert saved["terms"]["total"]["value"] == report.terms["total"].value
     assert saved["baseline"]["value"] == pytest.approx(2.5)
     table = report.table()
     for text in (f"{report.terms['total'].value:.4f}", "± images", "± noise", "2.5000", "12 images, 30 network calls"):
         assert text in table
     assert "unknown" not in table
-    assert Report.load(tmp_path / "new" / "ledger.json") == report
+    assert Report.load(tmp_path / "new" / "bound.json") == report
     names = [line.split()[0].rstrip("-") for line in table.splitlines()]
     assert names == ["term", "prior", "diffusion", "reconstruction", "", "total", "per-pixel", "12"]
 

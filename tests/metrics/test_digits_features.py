@@ -6,7 +6,7 @@ from helpers import digits, sha256
 
 from benchmarks import digits_classifier
 from lit_ddpm.data import to_float, to_uint8
-from lit_ddpm.metrics.digits import DigitsFeatures
+from lit_ddpm.metrics.digits_features import DigitsFeatures
 
 
 def test_accuracy_of_the_bundled_classifier():

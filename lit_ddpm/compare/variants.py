@@ -1,4 +1,4 @@
-"""The arms of a comparison: one configuration with a different overlay for each, and trained models."""
+"""The variants of a comparison: one configuration with a different overlay for each, and trained models."""
 
 import json
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ CONFIG_KEYS = ("seed_everything", "model", "data", "trainer")
 """The part of a run's configuration that does not belong to a command."""
 
 
-class Arm:
+class Variant:
     """One configuration of a comparison.
 
     Args:
@@ -95,35 +95,35 @@ class Arm:
         return output.dtype
 
 
-def resolve_arms(
+def resolve_variants(
     configs: Sequence[str | Path], objectives: Sequence[str | Path], overrides: Sequence[str]
-) -> list[Arm]:
-    """Returns the arms to train after checking them; see `lit_ddpm.compare.compare` for the arguments."""
+) -> list[Variant]:
+    """Returns the variants to train after checking them; see `lit_ddpm.compare.compare` for the arguments."""
     if bool(configs) != bool(objectives):
-        raise ValueError("arms to train need both --config and --objectives.")
+        raise ValueError("variants to train need both --config and --objectives.")
     names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
     for one in objectives:
         if str(one) not in OBJECTIVES and str(one) not in shipped_configs() and not Path(one).is_file():
-            built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("arms"))
+            built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
             raise ValueError(
                 f"objective = {one} is none of {built_in}, none of the overlays {overlays}, and not a file."
             )
     return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
 
 
-def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Arm:
+def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Variant:
     args = [f"--config={config}" for config in configs]
     built_in = OBJECTIVES.get(str(objective))
     if built_in is not None:
         overlay = f"--model.objective={json.dumps(built_in)}"
     else:
         overlay = f"--config={find_config(objective, setting='objective')}"
-    return _arm(name, [*args, overlay, *overrides])
+    return _variant(name, [*args, overlay, *overrides])
 
 
-def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> list[Arm]:
-    """Returns the arms of trained models, by their run directories or checkpoints; they have the name of the run."""
-    arms = []
+def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> list[Variant]:
+    """Returns the variants of trained models, by their run directories or checkpoints; they have the name of the run."""
+    variants = []
     for model in map(Path, models):
         checkpoint = RunDirectory(model).best_or_last_checkpoint() if model.is_dir() else model
         run = RunDirectory.of_checkpoint(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
@@ -131,41 +131,41 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
             raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
         config = yaml.safe_load(run.config.read_text())
         with temporary_config({key: config[key] for key in CONFIG_KEYS if key in config}) as file:
-            arms.append(_arm(run.path.name, [f"--config={file}", *overrides], checkpoint))
-    return arms
+            variants.append(_variant(run.path.name, [f"--config={file}", *overrides], checkpoint))
+    return variants
 
 
-def check_arms(arms: Sequence[Arm]) -> None:
-    """Raises a ValueError if two arms have the same name, a trained model has other images, or `arms` is empty."""
-    if not arms:
+def check_variants(variants: Sequence[Variant]) -> None:
+    """Raises a ValueError if two variants have the same name, a trained model has other images, or `variants` is empty."""
+    if not variants:
         raise ValueError(
-            "there is nothing to compare: name arms with --config and --objectives, or runs with --models."
+            "there is nothing to compare: name variants with --config and --objectives, or runs with --models."
         )
-    names = [arm.name for arm in arms]
-    for arm in arms:
-        if names.count(arm.name) > 1:
+    names = [variant.name for variant in variants]
+    for variant in variants:
+        if names.count(variant.name) > 1:
             raise ValueError(
-                f"two arms have the name {arm.name!r}: rename the file of an overlay or the directory of a run, since "
-                "its name is that of the arm."
+                f"two variants have the name {variant.name!r}: rename the file of an overlay or the directory of a run, since "
+                "its name is that of the variant."
             )
-        if arm.checkpoint is not None and _dataset(arm) != _dataset(arms[0]):
+        if variant.checkpoint is not None and _dataset(variant) != _dataset(variants[0]):
             raise ValueError(
-                f"the data of {arm.name} and {arms[0].name} differ: trained models are compared on the same images "
+                f"the data of {variant.name} and {variants[0].name} differ: trained models are compared on the same images "
                 "only. Set --data for all."
             )
 
 
-def _dataset(arm: Arm) -> Any:
+def _dataset(variant: Variant) -> Any:
     """Returns the configuration of the data, without the settings of its loaders."""
-    data = json.loads(json.dumps(arm.config["data"]))
+    data = json.loads(json.dumps(variant.config["data"]))
     for setting in ("batch_size", "eval_batch_size", "flip", "num_workers"):
         data.get("init_args", {}).pop(setting, None)
     return data
 
 
-def _arm(name: str, args: list[str], checkpoint: Path | None = None) -> Arm:
+def _variant(name: str, args: list[str], checkpoint: Path | None = None) -> Variant:
     cli = DDPMCLI.without_command(args)
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    return Arm(name, config, checkpoint, cli)
+    return Variant(name, config, checkpoint, cli)

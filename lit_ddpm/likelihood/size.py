@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_ddpm._internal.random import keyed_generator
-from lit_ddpm.diffusion.bound import variational_bound
 from lit_ddpm.diffusion.ledger import Ledger
-from lit_ddpm.diffusion.report import Report
+from lit_ddpm.likelihood.bound import variational_bound
+from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.split_bound import images_of
 
 if TYPE_CHECKING:
