@@ -134,7 +134,7 @@ class LogBound(Callback):
         if trainer.is_global_zero:
             report.save(run.report)
             write_arrays(run.image_bounds, images)
-            print(f"\n{report.table()}\nwritten to {run.report}, and each image's to {run.image_bounds.name}")
+            print(f"\n{report}\nwritten to {run.report}, and each image's to {run.image_bounds.name}")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         module = cast("DDPM", pl_module)
