@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from lit_ddpm._internal.tables import markdown_table
-
 PACKAGES = ("torch", "lightning", "diffusers", "denoising-diffusion-pytorch")
 
 
@@ -51,6 +49,8 @@ def mean_and_deviation(values: Sequence[float], form: str = ".3f") -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Formats a Markdown table."""
+    from lit_ddpm._internal.tables import markdown_table  # not at the start-up of other libraries
+
     return markdown_table([header, *([str(cell) for cell in row] for row in rows)], left=len(header))
 
 
