@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.files import read_json_lines, write_json_lines
+from lit_ddpm._internal.tables import text_table
 from lit_ddpm.callbacks.callback import DDPMCallback
 from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.feature_extraction import FeatureExtraction
@@ -146,7 +147,8 @@ class SampleMetrics(DDPMCallback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
-            print("\n" + "\n".join(f"{key.removeprefix('sample/'):<24}{value:>10.4f}" for key, value in values.items()))
+            rows = [[key.removeprefix("sample/"), f"{value:.4f}"] for key, value in values.items()]
+            print(f"\n{text_table(rows, widths=(22, 10))}")
             print(f"protocol: {self._protocol}")
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lit_ddpm._internal.tables import text_table
 from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, timestep_cells
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 
@@ -72,12 +73,11 @@ def gradient_table(found: GradientStatistics, module: "DDPM") -> str:
         "ratio": signal / noise,
         "density": density[row],
     }
-    lines = ["".join(f"{name:>11}" for name in columns)]
-    for t, *values in zip(*(column.tolist() for column in columns.values()), strict=True):
-        lines.append(f"{t:>11}" + "".join(f"{value:>11.4g}" for value in values))
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    cells = [[str(t), *(f"{value:.4g}" for value in values)] for t, *values in rows]
     return "\n".join(
         [
-            *lines,
+            text_table([list(columns), *cells], widths=(11, 9, 9, 9, 9, 9), left=0),
             "gradient: the norm of the mean gradient at t; noise: its standard deviation for one image;",
             "ratio: gradient / noise; density: the optimal density of t, where 1 is uniform",
             f"uniform t needs {found.saving(weight):.2f} times as many images as the optimal density",

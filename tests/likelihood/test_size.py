@@ -30,14 +30,14 @@ def test_a_random_part_of_the_images_is_the_same_part_of_the_exact_test(tmp_path
     np.testing.assert_allclose(images["total"], exact["total"][rows], atol=1e-4)
     assert report.terms["total"].value == pytest.approx(exact["total"][rows].mean(), abs=1e-5)
     assert report.best_variance is not None
-    assert "20 random images of 50, 20 network calls an image" in report.table()
+    assert "20 random images of 50, 20 network calls an image" in str(report)
 
 
 def test_a_part_of_the_timesteps_is_an_unbiased_estimate(tmp_path):
     _, exact = measured(tmp_path, EvaluationSize())
     report, images = measured(tmp_path, EvaluationSize(num_timesteps=5))
     assert (report.num_calls, report.best_variance) == (5, None)
-    assert "50 images, 5 random timesteps of 20 an image" in report.table()
+    assert "50 images, 5 random timesteps of 20 an image" in str(report)
     difference = images["total"] - exact["total"]
     assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(50)
 
@@ -86,13 +86,13 @@ def test_the_images_are_chosen_within_the_limit_of_batches(tmp_path):
     module = tiny_module()
     module.evaluator.size = EvaluationSize(num_images=5)
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
-    assert "5 random images of 50" in Report.load(tmp_path / "bound.json").table()
+    assert "5 random images of 50" in str(Report.load(tmp_path / "bound.json"))
     images = read_arrays(tmp_path / "bound.npz")
     assert len(images["index"]) == 5
     assert images["index"].max() < 12
     module.evaluator.size = EvaluationSize()
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
-    assert "12 images, 20 network calls an image" in Report.load(tmp_path / "bound.json").table()  # not a random part
+    assert "12 images, 20 network calls an image" in str(Report.load(tmp_path / "bound.json"))  # not a random part
     module.evaluator.size = EvaluationSize(num_images=13)
     with pytest.raises(ValueError, match=r"num_images = 13 must be in 1\.\.12, the images of the test split"):
         trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)

@@ -42,7 +42,7 @@ def test_the_bound_is_that_of_the_conditional_model():
     run.test(module, FewDigits(eval_batch_size=20), verbose=False)
     report = module.evaluator.last_report
     assert report.given == ("cond",)
-    assert "the bound of a conditional model: x_0 given cond" in report.table()
+    assert "the bound of a conditional model: x_0 given cond" in str(report)
     assert Report.load(Path("bound.json")).given == ("cond",)
     x_0 = FewDigits().splits()["test"].images[:8].float() / 8 - 1
     low = LowResolution(2)(x_0)
