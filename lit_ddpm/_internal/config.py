@@ -2,9 +2,11 @@
 
 import inspect
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Configurable:
@@ -48,6 +50,15 @@ def as_config(value: Any) -> Any:
             raise TypeError(f"{type(value).__name__} does not keep its argument {name} as an attribute.")
         init_args[name] = as_config(getattr(value, name))
     return {"class_path": path, "init_args": init_args}
+
+
+def rebuilt(value: T, **changes: Any) -> T:
+    """Returns a new object of the class of `value` with its constructor arguments, some of them changed.
+
+    The class keeps its arguments as attributes, as `Configurable` classes and dataclasses do.
+    """
+    arguments = {name: getattr(value, name) for name in constructor_parameters(type(value))}
+    return type(value)(**arguments | changes)
 
 
 def constructor_defaults(kind: type) -> dict[str, Any]:
