@@ -13,11 +13,11 @@ from queue import SimpleQueue
 import torch
 
 from lit_ddpm.callbacks.sample_metrics import SampleMetrics
+from lit_ddpm.cli.trainer import training_batches
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.compare.variants import Variant
 from lit_ddpm.data.base import ImageDataModule
 from lit_ddpm.diffusion.denoiser import evaluating
-from lit_ddpm.training.gradients import training_batches
 
 STARTUP_SECONDS = 6.0  # of a process, approximately
 COMMANDS = 4  # of a run
