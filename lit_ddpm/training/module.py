@@ -35,7 +35,7 @@ from lit_ddpm.training.hparams import EXECUTION_ONLY
 from lit_ddpm.training.kl_metrics import KLMetrics, kl_metrics
 from lit_ddpm.training.optimization import GradientGuard, OptimizerFactory
 from lit_ddpm.training.sampling import HeldOut, SampleChunk, chunk_loader, complete_cond, held_out_cond
-from lit_ddpm.training.setup import DataDefaults, SpeedHint, check_data
+from lit_ddpm.training.setup import DataDefaults, check_data
 
 
 class DDPM(CheckpointedModule):
@@ -128,7 +128,6 @@ class DDPM(CheckpointedModule):
             LogBound(),
             self.gradient_guard,
             self._importance_feedback,
-            SpeedHint(compile, channels_last),
             CostReport(),
         ]
 

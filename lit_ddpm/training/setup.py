@@ -1,13 +1,8 @@
-"""Checks before training: whether model and data fit, and which settings would be faster on this machine."""
+"""Checks before training: whether model and data fit."""
 
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from typing_extensions import override
 
 from lit_ddpm.data.protocols import DataInfo
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
@@ -15,9 +10,6 @@ from lit_ddpm.diffusion.network import ImageNetwork, SpatialNetwork
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
-
-MIN_PIXELS = 28 * 28
-"""Images with fewer pixels gain nothing on a CPU: on the 8x8 digits the conversion costs what it saves."""
 
 
 class DataDefaults:
@@ -104,41 +96,3 @@ def _check_conditions(data: DataInfo, module: "DDPM") -> None:
         network = type(module.denoiser.network).__name__
         conditions = "no conditions" if found is None else f"conditions of {found} channels"
         raise ValueError(f"cond_channels = {channels} of {network} does not fit {name}, which has {conditions}.")
-
-
-class SpeedHint(Callback):
-    """Reports at the start of a fit which configurations would make it faster; it changes no setting.
-
-    A CPU gains from bfloat16 if it has instructions for it, and from channels-last memory in float32. A GPU gains from
-    bfloat16, and from ``torch.compile`` together with channels-last memory, which alone gains nothing.
-    """
-
-    def __init__(self, compiled: bool, channels_last: bool) -> None:
-        self.compiled = compiled
-        self.channels_last = channels_last
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shape = cast("DDPM", pl_module).image_shape
-        names = self._faster_settings(trainer, num_pixels=0 if shape is None else math.prod(shape[1:]))
-        if names:
-            overlays = " ".join(f"--config {name}" for name in names)
-            rank_zero_info(f"Training would be faster on this machine with {overlays}")
-
-    def _faster_settings(self, trainer: Trainer, num_pixels: int) -> list[str]:
-        device = trainer.strategy.root_device.type
-        full_precision = str(trainer.precision) == "32-true"
-        if device == "cpu" and full_precision and num_pixels >= MIN_PIXELS:
-            read: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # absent from torch 2.9
-            capabilities = read()
-            if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-                return ["bf16"]
-            return [] if self.channels_last else ["channels_last"]
-        if device != "cuda":
-            return []
-        missing = {
-            "bf16": full_precision and torch.cuda.is_bf16_supported(including_emulation=False),
-            "channels_last": not self.channels_last,
-            "compile": not self.compiled,
-        }
-        return [name for name, faster in missing.items() if faster]
