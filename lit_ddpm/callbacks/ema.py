@@ -1,12 +1,10 @@
 """The exponential moving average of the weights."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from typing_extensions import override
@@ -93,8 +91,6 @@ class EMA(WeightAveraging):
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
         self.swapped = not self.swapped
-        if isinstance(pl_module, DDPM):
-            pl_module.mark_averaged(self.swapped)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,28 +155,3 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # other commands get the average from ``state_dict``
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-@contextmanager
-def averaged_weights(trainer: Trainer, pl_module: LightningModule, callback: Callback) -> Iterator[None]:
-    """Gives a module its averaged weights within a block, if any callback of the Trainer averages them.
-
-    It is meant for ``on_validation_epoch_end`` and ``on_train_end``. `callback`, which draws with the weights, may come
-    before or after `EMA` or Lightning's ``EMAWeightAveraging`` in the Trainer's list. Outside of a fit the module keeps
-    its weights.
-    """
-    callbacks: list[Callback] = getattr(trainer, "callbacks", []) if trainer.state.fn == "fit" else []
-    for averaging in [other for other in callbacks if isinstance(other, WeightAveraging)]:
-        if isinstance(averaging, EMA):
-            holds_average = averaging.swapped
-        else:  # Lightning 2.6 swaps back at the end of a validation epoch, and swaps again at the end of training
-            is_earlier = callbacks.index(averaging) < callbacks.index(callback)
-            holds_average = is_earlier != trainer.validating
-        if not holds_average:
-            averaging._swap_models(pl_module)
-            try:
-                yield
-            finally:
-                averaging._swap_models(pl_module)
-            return
-    yield

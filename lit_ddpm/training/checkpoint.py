@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lit_ddpm.data.pixels import Standardization
+from lit_ddpm.training.averaging import averaging_callback, holds_average
 from lit_ddpm.training.hparams import PlainHyperparameters
 
 if TYPE_CHECKING:
@@ -27,30 +27,30 @@ OPTIMIZATION = ("optimizer", "lr_scheduler")
 class CheckpointedModule(PlainHyperparameters):
     """What a `DDPM` saves and restores, and which weights it holds."""
 
-    averaged = False
-    """Whether the weights are averaged, see `EMA`."""
+    _averaged = False  # the weights after a fit or from a checkpoint
 
     trained_steps = 0
     """The optimizer steps of the weights after a fit or from a checkpoint."""
 
-    def mark_averaged(self, averaged: bool) -> None:
-        """Records whether the weights are averaged now; called by a callback that swaps them."""
-        self.averaged = averaged
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights are averaged, see `EMA`."""
+        return self._averaged or (self._trainer is not None and holds_average(self._trainer))
 
     @override
     def on_fit_start(self) -> None:
-        self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
+        self._averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
         denoiser = cast("DDPM", self).denoiser
         if denoiser.x0_mse is None:  # an analytic variance is that of the posterior until a validation measures it
             denoiser.x0_mse = torch.zeros(denoiser.schedule.num_steps, dtype=torch.float64)
 
     @override
     def on_train_end(self) -> None:
-        callbacks = getattr(self.trainer, "callbacks", [])
-        self.averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        self._averaged = averaging_callback(self.trainer) is not None
 
     @override
     def on_fit_end(self) -> None:
+        self._averaged = self.averaged  # the Trainer may be another one later
         self.trained_steps = self.trainer.global_step
 
     @override
@@ -84,7 +84,7 @@ class CheckpointedModule(PlainHyperparameters):
             if state.get("denoiser") is not None:
                 module.denoiser.load_state(state["denoiser"])
             self.lost_arguments = tuple(n for n in state["unsaved_arguments"] if n not in self.unsaved_arguments)
-        self.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
+        self._averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
         self.trained_steps = checkpoint.get("global_step", 0)
 
     @override

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_ddpm import DDPM
 from lit_ddpm.callbacks import EMA, SampleGrid
-from lit_ddpm.callbacks.ema import averaged_weights
+from lit_ddpm.training.averaging import averaged_weights
 
 
 def weight(module):
