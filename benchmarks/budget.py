@@ -9,7 +9,7 @@ from argparse import Namespace
 from benchmarks.common.report import table
 from lit_ddpm.callbacks import SampleMetrics
 from lit_ddpm.cli.app import DDPMCLI
-from lit_ddpm.training.cost import PASSES, forward_flops, quantity
+from lit_ddpm.training.cost import PASSES, forward_flops
 
 H100_TFLOPS = 90.0
 """What ``gpu`` measured in training CIFAR-10: 2,427 images/s, each of three forward passes of 12.4 GFLOPs."""
@@ -45,7 +45,7 @@ def main(args: Namespace) -> dict[str, dict[str, float]]:
     """Prints a table for each configuration."""
     figures = {config: cost(config, args.train_images, args.test_images) for config in args.configs}
     for config, found in figures.items():
-        size = f"{quantity(found['parameters'])} parameters, {quantity(found['network call'])}FLOPs for a network call"
+        size = f"{found['parameters']:,} parameters, {found['network call']:.3g} FLOPs for a network call"
         print(f"\n`{config}`: {size}, {found['steps']:,} steps\n")
         parts = ("training", "exact bound", "FID")
         rows = [[part, f"{found[part]:.2g}", f"{found[part] / (H100_TFLOPS * 3.6e15):.2g}"] for part in parts]

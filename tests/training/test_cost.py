@@ -2,21 +2,14 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import LabelledNetwork, TinyNetwork, digits, fit, tiny_module
+from helpers import LabelledNetwork, TinyNetwork, digits, fit, tiny_module, trainer
 
 from lit_ddpm import LowResolution, UNet
-from lit_ddpm.training.cost import forward_flops, quantity
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0 "), (7, "7 "), (1_024_000, "1.02 M"), (999, "999 "), (47.9e9, "47.9 G"), (3e30, "3e+09 Z")],
-)
-def test_quantities(value, text):
-    assert quantity(value) == text
+from lit_ddpm.training.cost import faster_overlays, forward_flops
 
 
 def test_flops_of_a_convolution():
@@ -54,11 +47,8 @@ def test_a_network_with_other_arguments_has_no_flops():
 def test_a_fit_logs_its_cost_and_its_end(caplog):
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(module=tiny_module(), data=digits(batch_size=20), max_epochs=2, limit_val_batches=0)
-    assert (
-        "The fit has 31 parameters, 1.15 kFLOPs for an image in a network call, 124 steps, 2,480 images and "
-        in caplog.text
-    )
-    assert "8.57 MFLOPs in total." in caplog.text
+    cost = "1.15e+03 FLOPs for an image in a network call, 124 steps, 2,480 images, 8.57e+06 FLOPs in total."
+    assert f"The fit has {cost}" in caplog.text
     assert len(re.findall(r"24 more steps take about 0:00:\d\d and end at \d{4}-\d\d-\d\d", caplog.text)) == 1
 
 
@@ -68,3 +58,41 @@ def test_a_short_fit_has_no_estimate(caplog):
     assert "The fit has" in caplog.text
     assert "more steps take" not in caplog.text
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "size", "settings", "precision", "hint"),
+    [
+        ({"avx512_bf16": True}, 28, {}, "32-true", "with --config bf16"),
+        ({}, 28, {}, "32-true", "with --config channels_last"),
+        ({}, 28, {"channels_last": True}, "32-true", None),
+        ({"avx512_bf16": True}, 28, {}, "bf16-mixed", None),
+        ({"avx512_bf16": True}, 8, {}, "32-true", None),
+    ],
+)
+def test_a_fit_logs_what_would_be_faster(monkeypatch, caplog, capabilities, size, settings, precision, hint):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0)
+    module = tiny_module(network=TinyNetwork(2, num_steps=20), **settings)
+    module.image_shape = (2, size, size)
+    images = torch.zeros(4, 2, size, size)
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        run.fit(module, torch.utils.data.DataLoader(images, batch_size=2))
+    assert run.precision == precision
+    lines = [message for message in caplog.messages if "would be faster" in message]
+    assert (lines[0].endswith(hint), len(lines)) == (True, 1) if hint else not lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "overlays"),
+    [
+        ({}, "32-true", ["bf16", "channels_last", "compile"]),
+        ({"channels_last": True}, "bf16-mixed", ["compile"]),
+        ({"channels_last": True, "compile": True}, "32-true", ["bf16"]),
+    ],
+)
+def test_overlays_for_a_gpu(monkeypatch, settings, precision, overlays):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    module = tiny_module(network=TinyNetwork(2, num_steps=20), **settings)
+    assert faster_overlays(SimpleNamespace(strategy=strategy, precision=precision), module) == overlays
