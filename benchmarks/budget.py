@@ -25,7 +25,7 @@ def cost(config: str, train_images: int, test_images: int) -> dict[str, float]:
     """Returns parameters, FLOPs of a network call, steps, and FLOPs of training, the exact bound and FID."""
     cli = DDPMCLI(["--config", config, "--trainer.accelerator=cpu", "--trainer.precision=32-true"], run=False)
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    module.image_shape = data.image_shape
+    module.data.image_shape = data.image_shape
     flops = forward_flops(module)
     assert flops is not None
     steps = trainer.max_epochs * (train_images // data.batch_size)

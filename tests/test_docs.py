@@ -122,8 +122,11 @@ def run_lit_ddpm(command: str, *args: str) -> None:
     elif command == "fit" and "--ckpt_path" in args:
         extra = ["--trainer.max_epochs=3", *(few if "theirs" in args[-1] else [])]
     elif command == "fit":
-        network = [*SMALL_NETWORK, "--model.num_val_timesteps=2", "--model.schedule.num_steps=100"]
-        for flag, other in (("--model=", ["--model.width=8"]), ("--model.network=", ["--model.num_val_timesteps=2"])):
+        network = [*SMALL_NETWORK, "--model.evaluation.num_val_timesteps=2", "--model.schedule.num_steps=100"]
+        for flag, other in (
+            ("--model=", ["--model.width=8"]),
+            ("--model.network=", ["--model.evaluation.num_val_timesteps=2"]),
+        ):
             network = other if any(arg.startswith(flag) for arg in args) else network
         often = ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"]
         extra = [*few, *often, *QUIET, *network, "--data.eval_batch_size=8", "--number_run=true"]

@@ -143,7 +143,12 @@ def test_a_value_is_printed_to_two_digits_of_its_error(mean, error, text):
 )
 def test_the_bounds_among_the_objectives_on_a_cosine_schedule(objective, bound):
     """The column of the table in docs/objectives.md; without the last step, whose beta is capped."""
-    overrides = ["--model.schedule=CosineSchedule", "--model.schedule.num_steps=400", "--model.time=t", *SMALL_NETWORK]
+    overrides = [
+        "--model.schedule=CosineSchedule",
+        "--model.schedule.num_steps=400",
+        "--model.network.time=t",
+        *SMALL_NETWORK,
+    ]
     variants = resolve_variants([DIGITS_CONFIG], [objective], overrides)
     ((_, factor),) = Comparison(plan(variants), {}).factors().values()
     assert is_bound(factor[:-1]) == bound

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import TinyNetwork, learned_variance_denoiser, oracle, tiny_denoiser
+from lit_ddpm.diffusion.ledger import Ledger
 
 from lit_ddpm import (
     CosineSchedule,
@@ -21,7 +22,6 @@ from lit_ddpm import (
 )
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
 from lit_ddpm.diffusion.guidance import GuidedDenoiser
-from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.diffusion.timesteps import UniformTimesteps
 from lit_ddpm.diffusion.variance import model_variance, smooth_x0_mse
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import TinyNetwork
+from lit_ddpm.diffusion.ledger import Ledger
 from torch import nn
 
 from lit_ddpm import (
@@ -22,7 +23,6 @@ from lit_ddpm import (
     exact_likelihood,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.likelihood.flow import _noise
 from lit_ddpm.likelihood.report import Report
 

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from helpers import TinyNetwork, oracle
+from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
 
 from lit_ddpm import (
     Denoiser,
@@ -15,7 +16,6 @@ from lit_ddpm import (
     bits_per_dim,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
 from lit_ddpm.likelihood.bound import noise_variance
 from lit_ddpm.likelihood.report import TERMS, Report
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import FewDigits, tiny_module, trainer
 
+from lit_ddpm import Evaluation
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.likelihood.report import Report
 from lit_ddpm.likelihood.size import EvaluationSize, Spread
@@ -13,7 +14,7 @@ from lit_ddpm.likelihood.size import EvaluationSize, Spread
 
 def measured(tmp_path, size, module=None, devices=1, **settings):
     module = module or tiny_module()
-    module.evaluator.size = size
+    module.evaluation.size = size
     strategy = "auto" if devices == 1 else "ddp_fork"
     trainer(devices=devices, strategy=strategy).test(module, FewDigits(**settings), verbose=False)
     return Report.load(tmp_path / "bound.json"), read_arrays(tmp_path / "bound.npz")
@@ -43,7 +44,7 @@ def test_a_part_of_the_timesteps_is_an_unbiased_estimate(tmp_path):
 
 
 def test_second_moments_of_a_validation_sharpen_an_estimate(tmp_path):
-    module = tiny_module(num_val_timesteps=20)
+    module = tiny_module(evaluation=Evaluation(20))
     plain, _ = measured(tmp_path, EvaluationSize(num_timesteps=5), module)
     trainer().validate(module, FewDigits(), verbose=False)
     sharper, _ = measured(tmp_path, EvaluationSize(num_timesteps=5), module)
@@ -84,16 +85,16 @@ def test_a_target_chooses_the_test(tmp_path):
 
 def test_the_images_are_chosen_within_the_limit_of_batches(tmp_path):
     module = tiny_module()
-    module.evaluator.size = EvaluationSize(num_images=5)
+    module.evaluation.size = EvaluationSize(num_images=5)
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
     assert "5 random images of 50" in str(Report.load(tmp_path / "bound.json"))
     images = read_arrays(tmp_path / "bound.npz")
     assert len(images["index"]) == 5
     assert images["index"].max() < 12
-    module.evaluator.size = EvaluationSize()
+    module.evaluation.size = EvaluationSize()
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
     assert "12 images, 20 network calls an image" in str(Report.load(tmp_path / "bound.json"))  # not a random part
-    module.evaluator.size = EvaluationSize(num_images=13)
+    module.evaluation.size = EvaluationSize(num_images=13)
     with pytest.raises(ValueError, match=r"num_images = 13 must be in 1\.\.12, the images of the test split"):
         trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
 

@@ -9,6 +9,7 @@ import torch
 from helpers import LabelledNetwork, TinyNetwork, digits, fit, tiny_module, trainer
 
 from lit_ddpm import LowResolution, UNet
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.cost import faster_overlays, forward_flops
 
 
@@ -16,7 +17,7 @@ def test_flops_of_a_convolution():
     """Two operations for each of 9 products, at each of 64 positions."""
     module = tiny_module(network=TinyNetwork(num_steps=20))
     assert forward_flops(module) is None  # the image shape is unknown
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     assert forward_flops(module) == 2 * 9 * 64
 
 
@@ -26,7 +27,7 @@ def test_flops_with_attention_labels_and_conditions():
     for levels in ([], [0]):
         network = UNet(**small, attention_levels=levels, num_classes=3, cond_channels=1)
         module = tiny_module(network=network, condition=LowResolution(2))
-        module.image_shape = (1, 8, 8)
+        module.observe(DataSpec(image_shape=(1, 8, 8)))
         flops.append(forward_flops(module))
     # Three blocks attend over 64 positions, each with four 1x1 convolutions and two products of matrices.
     assert flops[1] - flops[0] == 3 * (2 * 64 * 8 * 8 * 4 + 2 * 2 * 64 * 64 * 8)
@@ -40,7 +41,7 @@ def test_a_network_with_other_arguments_has_no_flops():
             return super().forward(x_t, t)
 
     module = tiny_module(network=Own(num_steps=20))
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     assert forward_flops(module) is None
 
 
@@ -74,7 +75,7 @@ def test_a_fit_logs_what_would_be_faster(monkeypatch, caplog, capabilities, size
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0)
     module = tiny_module(network=TinyNetwork(2, num_steps=20), **settings)
-    module.image_shape = (2, size, size)
+    module.observe(DataSpec(image_shape=(2, size, size)))
     images = torch.zeros(4, 2, size, size)
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         run.fit(module, torch.utils.data.DataLoader(images, batch_size=2))

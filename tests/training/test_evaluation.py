@@ -8,15 +8,15 @@ import pytest
 import torch
 from helpers import FewDigits, LabelledNetwork, fit, read_csv, tiny_module, trainer
 from lightning.pytorch.loggers import CSVLogger
+from lit_ddpm.training.split_bound import SplitBound
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
+from lit_ddpm import DiscretizedGaussian, Evaluation, GaussianDecoder, bits_per_dim, variational_bound
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.likelihood.report import TERMS, Report
 from lit_ddpm.training.evaluation import BoundEvaluator
 from lit_ddpm.training.kl_metrics import kl_metrics
-from lit_ddpm.training.split_bound import SplitBound
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
@@ -39,11 +39,11 @@ def test_the_bound_is_the_same_on_any_number_of_processes(devices, tmp_path):
 
 @pytest.mark.parametrize(("num_val_timesteps", "num_calls"), [(2, 2), (7, 7), (20, 20), (30, 20), (None, 20)])
 def test_validation_takes_the_network_calls_of_its_setting(num_val_timesteps, num_calls):
-    module, calls = tiny_module(num_val_timesteps=num_val_timesteps), []
+    module, calls = tiny_module(evaluation=Evaluation(num_val_timesteps)), []
     module.denoiser.network.register_forward_hook(lambda *args: calls.append(len(args[1][0])))
     trainer().validate(module, FewDigits(eval_batch_size=50), verbose=False)
     assert calls == [50] * num_calls
-    assert module.evaluator.last_report.num_calls == num_calls
+    assert module.evaluation.last_report.num_calls == num_calls
     calls.clear()
     trainer().test(module, FewDigits(eval_batch_size=50), verbose=False)
     assert calls == [50] * 20
@@ -168,14 +168,14 @@ def test_second_moments_of_another_schedule_are_discarded():
 def test_each_validation_passes_its_second_moments_to_the_next():
     module = tiny_module()
     fit(module=module, max_epochs=1, num_sanity_val_steps=1)
-    first = module.evaluator.state_dict()
+    first = module.evaluation.state_dict()
     assert first["initial_moment"] is None  # that of a sanity check is not used
     assert len(first["found_moment"]) == 19
     trainer(limit_val_batches=1).validate(module, FewDigits(), verbose=False)
-    assert module.evaluator.state_dict()["initial_moment"] is None
+    assert module.evaluation.state_dict()["initial_moment"] is None
     module = tiny_module()
     fit(module=module, max_epochs=2)
-    assert torch.equal(module.evaluator.state_dict()["initial_moment"], first["found_moment"])
+    assert torch.equal(module.evaluation.state_dict()["initial_moment"], first["found_moment"])
 
 
 @pytest.mark.parametrize(("max_epochs", "step"), [(0, 0), (1, 3)])

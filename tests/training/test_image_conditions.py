@@ -14,6 +14,7 @@ from lit_ddpm import DDPM, AncestralSampler, Condition, LowResolution, UNet, var
 from lit_ddpm.__main__ import main
 from lit_ddpm.callbacks import EMA, SampleGrid, SampleMetrics
 from lit_ddpm.data import ImageTensors
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.sampling import HeldOut
 
@@ -40,7 +41,7 @@ def test_the_bound_is_that_of_the_conditional_model():
     module = trained()
     run = trainer(limit_test_batches=1)
     run.test(module, FewDigits(eval_batch_size=20), verbose=False)
-    report = module.evaluator.last_report
+    report = module.evaluation.last_report
     assert report.given == ("cond",)
     assert "the bound of a conditional model: x_0 given cond" in str(report)
     assert Report.load(Path("bound.json")).given == ("cond",)
@@ -52,7 +53,7 @@ def test_the_bound_is_that_of_the_conditional_model():
 
 def test_samples_follow_the_conditions_that_are_given():
     module = trained()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     low = LowResolution(2)(digits().splits()["test"].images[:5].float() / 8 - 1)
     samples = module.sample(5, cond=low)
     errors = [(LowResolution(2)(samples) - other).abs().mean() for other in (low, low.flip(0))]

@@ -206,4 +206,4 @@ def test_one_trainer_for_two_modules():
     kinds = [type(callback) for callback in reused.callbacks]
     assert len(kinds) == len(set(kinds))
     reused.test(second, FewDigits(), verbose=False)
-    assert second.evaluator.last_report.num_images == 50
+    assert second.evaluation.last_report.num_images == 50
