@@ -178,12 +178,12 @@ def test_wrong_settings_of_continuous_draws(settings, message):
 @pytest.mark.parametrize(
     ("timesteps", "probabilities"),
     [
-        (ImportanceTimesteps(history=2), lambda timesteps: timesteps.probabilities(10)),
+        (ImportanceTimesteps(history=2), lambda timesteps: timesteps.probabilities(20)),
         (AdaptiveTimesteps(num_blocks=5), lambda timesteps: timesteps.probabilities()),
     ],
 )
 def test_a_loop_without_lightning_passes_its_losses(timesteps, probabilities):
-    denoiser, x_0 = tiny_denoiser(10), torch.rand(64, 1, 4, 4) * 2 - 1
+    denoiser, x_0 = tiny_denoiser(20), torch.rand(64, 1, 4, 4) * 2 - 1
     optimizer, seen = torch.optim.Adam(denoiser.parameters(), lr=1e-3), []
     uniform = probabilities(timesteps)
     for _ in range(5):
@@ -196,17 +196,17 @@ def test_a_loop_without_lightning_passes_its_losses(timesteps, probabilities):
     assert float(followed.sum()) == pytest.approx(1)
     assert float((followed - uniform).abs().max()) > 1e-3
     by_hand = type(timesteps)(**{name: value for name, value in vars(timesteps).items() if not name.startswith("_")})
-    by_hand.sample(1, 10)
+    by_hand.sample(1, 20)
     for t, losses in seen:
         by_hand.update(t, losses)
     assert torch.equal(probabilities(by_hand), followed)
-    _, weight = timesteps.sample(64, 10)
+    _, weight = timesteps.sample(64, 20)
     assert len(set(weight.tolist())) > 1
 
 
 def test_the_loss_of_a_batch_records_nothing():
     timesteps, x_0 = AdaptiveTimesteps(num_blocks=2), torch.rand(64, 1, 4, 4) * 2 - 1
-    result = loss_of_batch(tiny_denoiser(10), x_0, PredictionMSE(), timesteps)
+    result = loss_of_batch(tiny_denoiser(20), x_0, PredictionMSE(), timesteps)
     assert bool(timesteps.state_dict()["mean_square"].isnan().all())
     timesteps.update(result.pred.t, result.losses.detach())
     assert bool(timesteps.state_dict()["mean_square"].isfinite().all())
