@@ -1,7 +1,7 @@
 """Networks with another interface."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -20,6 +20,7 @@ class NetworkAdapter(Configurable, nn.Module):
         label: The network's name for the argument ``label``.
         num_classes: The number of classes; None for a network without labels.
         arguments: Further keyword arguments of each call.
+        time: What it gets as t, see `UNet`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class NetworkAdapter(Configurable, nn.Module):
         label: str = "label",
         num_classes: int | None = None,
         arguments: dict[str, Any] | None = None,
+        time: Literal["t", "log_snr"] = "t",
     ) -> None:
         super().__init__()
         self.network = network
@@ -40,6 +42,7 @@ class NetworkAdapter(Configurable, nn.Module):
         self.label = label
         self.num_classes = num_classes
         self.arguments = dict(arguments or {})
+        self.time = time
 
     @override
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

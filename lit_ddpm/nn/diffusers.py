@@ -1,7 +1,7 @@
 """The U-Net of the library diffusers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from typing_extensions import override
 from lit_ddpm._internal.config import Configurable, constructor_defaults, constructor_parameters
 from lit_ddpm._internal.extras import import_extra
 
-NOT_THEIRS = ("num_classes", "no_label", "options")
+NOT_THEIRS = ("num_classes", "no_label", "options", "time")
 """Arguments of `DiffusersUNet` that a ``UNet2DModel`` does not have."""
 
 
 class DiffusersUNet(Configurable, nn.Module):
-    """A ``UNet2DModel`` of diffusers as a network for t = 1..T; needs the extra ``diffusers``.
+    """A ``UNet2DModel`` of diffusers as a network; needs the extra ``diffusers``.
 
     The arguments are those of ``UNet2DModel``, except for the classes. Its weights are those of `unet`.
 
@@ -33,6 +33,7 @@ class DiffusersUNet(Configurable, nn.Module):
         num_classes: The number of classes, or None for a network without labels.
         no_label: Whether there is one more embedding, for "no label"; guidance and label dropout need it.
         options: Further arguments of ``UNet2DModel``.
+        time: What it gets as t, see `UNet`.
 
     Raises:
         ValueError: If diffusers is not installed, or refuses the arguments.
@@ -53,6 +54,7 @@ class DiffusersUNet(Configurable, nn.Module):
         num_classes: int | None = None,
         no_label: bool = True,
         options: dict[str, Any] | None = None,
+        time: Literal["t", "log_snr"] = "t",
     ) -> None:
         super().__init__()
         self.sample_size = sample_size
@@ -68,6 +70,7 @@ class DiffusersUNet(Configurable, nn.Module):
         self.num_classes = num_classes
         self.no_label = no_label
         self.options = dict(options or {})
+        self.time = time
         own = {name: getattr(self, name) for name in constructor_parameters(DiffusersUNet) if name not in NOT_THEIRS}
         embeddings = None if num_classes is None else num_classes + no_label
         try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ddpm import DDPM, Configurable, Guidance
+from lit_ddpm import DDPM, Configurable, Denoiser, Guidance, LogSNRSchedule, VParametrization
 from lit_ddpm._internal.config import as_config
 from lit_ddpm.nn import NetworkAdapter
 
@@ -51,6 +51,15 @@ def test_time_labels_and_further_arguments():
     torch.testing.assert_close(network.time, torch.tensor([0.1, 0.5, 1.0]))
     model = DDPM(adapter, guidance=Guidance(dropout=0.1))
     assert (model.denoiser.network_spec.num_classes, model.denoiser.network_spec.cond_channels) == (7, None)
+
+
+def test_an_adapted_network_gets_log_snr():
+    network, schedule = Foreign(), LogSNRSchedule(20)
+    adapter = NetworkAdapter(network, time_scale=1e-3, time="log_snr")
+    Denoiser(adapter, schedule, VParametrization())(torch.randn(2, 1, 4, 4), torch.tensor([3, 20]))
+    expected = torch.sigmoid(-schedule.log_snr(torch.tensor([3, 20])) / 4).float()
+    torch.testing.assert_close(network.time, expected)
+    assert as_config(adapter)["init_args"]["time"] == "log_snr"
 
 
 def test_a_checkpoint_names_both_networks():
