@@ -70,7 +70,7 @@ for name in lit_ddpm.__all__:
         print(name)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["DDPM", "LinearWarmup", "OneCycle", "num_training_steps"], done.stderr
+    assert done.stdout.split() == ["DDPM", "Evaluation", "LinearWarmup", "OneCycle", "num_training_steps"], done.stderr
 
 
 def test_callbacks_use_public_attributes_of_the_module_and_write_none():
