@@ -60,7 +60,7 @@ def digits():
     return to_float(images, 17), cond[:, 1:].bool(), cond
 
 
-def test_the_ledger_is_that_of_a_conditional_model(project, monkeypatch, capsys):
+def test_the_bound_is_that_of_a_conditional_model(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     main(["test", "--ckpt_path", CHECKPOINT])  # as the command, without the seconds that a process takes to start
     printed = capsys.readouterr().out
