@@ -80,6 +80,7 @@ def test_a_checkpoint_contains_the_classes_of_the_project(model):
     network = model.denoiser.network
     assert isinstance(network, InpaintingNetwork)
     assert network.first.out_channels == 32
+    assert network.time == "log_snr"  # set by the shipped configuration `digits`
     assert isinstance(model.objective, HuberLoss)
     assert isinstance(model.objective.weighting, KLWeighting)
 
