@@ -115,13 +115,11 @@ def _override(objective: str) -> tuple[str, str]:
 def _objective_class(name: str) -> type[Objective | Weighting]:
     """Returns a class by its public name or import path."""
     found, reason = None, ""
-    if not name.endswith((".yaml", ".yml")):
-        try:
-            found = pkgutil.resolve_name(name if "." in name else f"lit_ddpm.{name}")
-        except ValueError:
-            pass  # not a name
-        except (ImportError, AttributeError) as error:
-            reason = f" ({error})" if "." in name else ""
+    is_path = "." in name and not name.endswith((".yaml", ".yml"))
+    try:
+        found = pkgutil.resolve_name(name if is_path else f"lit_ddpm.{name}")
+    except (AttributeError, ImportError, ValueError) as error:
+        reason = f" ({error})" if is_path else ""
     if not (isinstance(found, type) and issubclass(found, Objective | Weighting)) or inspect.isabstract(found):
         built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
         raise ValueError(
