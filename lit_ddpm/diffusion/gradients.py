@@ -5,7 +5,7 @@ the gradient of the x0-MSE with respect to the weights of the network therefore 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,6 @@ def gradient_statistics(
     batches: Iterable[tuple[Tensor, dict[str, Any]]],
     num_timesteps: int = NUM_TIMESTEPS,
     seed: int = 0,
-    progress: Callable[[], object] = lambda: None,
     num_batches: int | None = None,
 ) -> GradientStatistics:
     """Measures the gradient of the x0-MSE in training mode, with a backward pass for each batch and timestep.
@@ -142,7 +141,6 @@ def gradient_statistics(
             skipped, and at least two must remain.
         num_timesteps: The number of timesteps; small T have fewer.
         seed: The seed of the noise and of dropout.
-        progress: Called after each backward pass.
         num_batches: The number of batches to measure; all if None.
 
     Raises:
@@ -171,7 +169,6 @@ def gradient_statistics(
             gradient = torch.cat([part.flatten().float() for part in parts])
             sums[half, i] += gradient
             squares[i] += float(gradient.square().sum())
-            progress()
         if number + 1 == num_batches:
             break
     denoiser.train(training)
