@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import lit_ddpm
 from lit_ddpm import DDPM, DiscretizedGaussian, Evaluation
+from lit_ddpm.callbacks import SkipNonFinite
 
 T = 24
 NEEDS = {"BetaSchedule": {"values": [0.2] * T}}  # arguments without a default; the others get num_steps

@@ -41,9 +41,9 @@ def unet(**settings):
     return network
 
 
-def diffusers_unet(**settings):
+def diffusers_unet():
     torch.manual_seed(0)
-    return DiffusersUNet(**{**NETWORK, **settings})
+    return DiffusersUNet(NETWORK)
 
 
 def model_of(network, schedule, *args, **kwargs):
