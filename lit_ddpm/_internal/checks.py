@@ -1,6 +1,14 @@
-"""Checks of settings."""
+"""Bad input, and checks of settings."""
 
 from collections.abc import Collection
+
+
+class InputError(ValueError):
+    """Bad input: a setting, file or dataset that cannot be used. The message names it and says what is allowed."""
+
+
+class NonFiniteError(InputError, FloatingPointError):
+    """A training that stopped because its gradients or weights are not finite."""
 
 
 def check_at_least(owner: object, least: float, **settings: float | None) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import as_config
-from lit_ddpm._internal.files import atomic_write, has_files, write_json
+from lit_ddpm._internal.files import atomic_write, create_directory, has_files, write_json
 from lit_ddpm.data.pixels import to_levels, to_uint8
 from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
@@ -73,6 +73,7 @@ class SampleWriter(Callback):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
+            create_directory(self.directory)
             write_json(self.directory / ORIGIN, self._origin)
         trainer.strategy.barrier()
 

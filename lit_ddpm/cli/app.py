@@ -25,7 +25,7 @@ from lit_ddpm.cli.arguments import (
     with_last_config,
 )
 from lit_ddpm.cli.checkpoints import default_checkpoints
-from lit_ddpm.cli.errors import OneLineParser
+from lit_ddpm.cli.errors import Constructor, OneLineParser, reads_settings
 from lit_ddpm.cli.trainer import Trainer
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.training.checkpoint import init_weights, load_checkpoint, usable_checkpoint
@@ -113,7 +113,7 @@ class DDPMCLI(LightningCLI):
         self._initial_weights: Path | None = None
         # Files are checked before anything is built.
         if config.ckpt_path:
-            if config.ckpt_path.partition(":")[0] not in ("last", "best", "hpc", "registry"):
+            if config.ckpt_path.partition(":")[0] not in ("last", "hpc", "registry"):
                 path = local_copy(config.ckpt_path)
                 if command == "fit":  # an earlier checkpoint can replace a damaged one
                     path = usable_checkpoint(path)
@@ -160,6 +160,23 @@ class DDPMCLI(LightningCLI):
                 config.trainer.default_root_dir, config.number_run = str(path), False  # for a resumed run
             rank_zero_only(RunDirectory(path).prepare)(new_run)
 
+    @override
+    def instantiate_classes(self) -> None:
+        """Builds model, data and Trainer.
+
+        The error of a constructor is raised itself; jsonargparse would list the errors of all types of a union.
+        """
+        constructor = Constructor()
+        self.parser.add_instantiator(constructor, object)
+        try:
+            super().instantiate_classes()
+            return
+        except ValueError as error:
+            # LightningCLI calls the constructors of model and data.
+            cause = constructor.error or error.__cause__
+            failure = cause if type(error) is ValueError and cause else error
+        raise failure
+
     def before_fit(self) -> None:
         """Loads the initial weights of a fine-tuning."""
         if self._initial_weights is not None:
@@ -189,7 +206,8 @@ class DDPMCLI(LightningCLI):
         if config.get("enable_checkpointing") is not False:
             callbacks += default_checkpoints(callbacks, config)
         kwargs["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        with reads_settings():
+            return super().instantiate_trainer(**kwargs)
 
 
 def _ignore(value: str) -> None:

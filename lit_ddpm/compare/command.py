@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lit_ddpm._internal.files import has_files
+from lit_ddpm._internal.files import create_directory, has_files
 from lit_ddpm._internal.stop import stop
 from lit_ddpm.cli.errors import ArgumentParser
 from lit_ddpm.compare.audit import audit
@@ -100,7 +100,7 @@ def prepare(
     plan = Plan(directory, command, variants, num_seeds, {})
     for run in plan.runs:
         run.check()
-    directory.mkdir(parents=True, exist_ok=True)
+    create_directory(directory)
     plan = replace(plan, audits={variant.name: _audit(variant, directory) for variant in variants})
     plan.save()
     return plan

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from lit_ddpm._internal.config import rebuilt
 from lit_ddpm._internal.extras import import_extra
-from lit_ddpm._internal.files import has_files, write_json
+from lit_ddpm._internal.files import create_directory, has_files, write_json
 from lit_ddpm.callbacks.pictures import draw_samples
 from lit_ddpm.nn.diffusers import DiffusersUNet
 from lit_ddpm.nn.unet import UNet
@@ -36,7 +36,7 @@ def save_pipeline(model: DDPM, directory: str | Path, run: RunDirectory | None =
         raise ValueError(f"num_samples = {num_samples} must be at least 0.")
     diffusers = import_extra("diffusers", needed_by="an export")
     pipeline = diffusers.DDPMPipeline(_unet2d(model), diffusers.DDPMScheduler(**scheduler_config(model.denoiser)))
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    create_directory(directory.parent)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}_") as partial:
         complete = Path(partial) / "pipeline"
         pipeline.save_pretrained(complete)

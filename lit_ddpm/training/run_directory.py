@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from lit_ddpm._internal.files import atomic_write, read_json_lines, write_json_lines
+from lit_ddpm._internal.files import atomic_write, create_directory, read_json_lines, write_json_lines
 
 
 class RunDirectory:
@@ -70,11 +69,7 @@ class RunDirectory:
                 f"{self.path} already contains a run: {advice}, or set another directory with "
                 "--trainer.default_root_dir."
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            raise ValueError(f"the run directory {self.path} is not writable ({error.strerror}).") from None
+        create_directory(self.path, "run directory")
 
     def save_config(self, parser: LightningArgumentParser, config: Namespace) -> None:
         """Writes the resolved configuration."""
@@ -101,10 +96,11 @@ class RunDirectory:
 
 def new_directory(path: Path) -> Path:
     """Creates and returns the first of ``path``, ``path_2``, ``path_3``, ... that does not exist."""
+    create_directory(path.parent, "run directory")
     for number in itertools.count(1):
         candidate = path if number == 1 else path.with_name(f"{path.name}_{number}")
         with suppress(FileExistsError):
-            candidate.mkdir(parents=True)
+            candidate.mkdir()
             return candidate
     raise AssertionError
 
