@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.cli.arguments import (
     local_copy,
     temporary_config,
@@ -105,7 +106,7 @@ class DDPMCLI(LightningCLI):
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         if not isinstance(config.trainer, Namespace):  # jsonargparse accepts any value
-            raise ValueError(f"trainer = {config.trainer!r} must be a block of settings.")
+            raise InputError(f"trainer = {config.trainer!r} must be a block of settings.")
         if not command:
             return
         if config.get("weights_only") is None:
@@ -219,7 +220,7 @@ def _complete_wandb_loggers(trainer: Namespace) -> None:
     for logger in _as_list(trainer.get("logger")):
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("WandbLogger"):
             if find_spec("wandb") is None:
-                raise ValueError('WandbLogger needs wandb: pip install "lit-ddpm[wandb]".')
+                raise InputError('WandbLogger needs wandb: pip install "lit-ddpm[wandb]".')
             arguments = logger.init_args
             if not arguments.get("id") and not arguments.get("version"):
                 # WANDB_RUN_ID is that of a sweep. YAML would read digits around an "e" as a number, so a letter begins.

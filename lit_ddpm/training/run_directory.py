@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import atomic_write, create_directory, read_json_lines, write_json_lines
 
 
@@ -65,7 +66,7 @@ class RunDirectory:
         if new_run and (self.metrics.exists() or any(self.checkpoints.glob("*.ckpt"))):
             last = self.last_checkpoint
             advice = f"resume it with --ckpt_path {last}" if last.exists() else "remove it, since it has no last.ckpt"
-            raise ValueError(
+            raise InputError(
                 f"{self.path} already contains a run: {advice}, or set another directory with "
                 "--trainer.default_root_dir."
             )
