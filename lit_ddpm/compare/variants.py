@@ -4,12 +4,15 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import as_config
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.arguments import temporary_config
@@ -35,30 +38,19 @@ CONFIG_KEYS = ("seed_everything", "model", "data", "trainer")
 """The part of a run's configuration that does not belong to a command."""
 
 
+@dataclass(frozen=True)
 class Variant:
-    """One configuration of a comparison.
+    """One configuration of a comparison."""
 
-    Args:
-        name: That of the objective or its class, of the overlay's file or of the run of a trained model.
-        config: The complete configuration, for ``fit``.
-        checkpoint: That of a trained model, which is only measured.
-        cli: The objects of the configuration; built on first use if None.
-    """
+    name: str  # of the objective or its class, of the overlay's file or of the run of a trained model
+    config: dict[str, Any]  # complete, for ``fit``
+    checkpoint: Path | None = None  # of a trained model, which is only measured
 
-    def __init__(
-        self, name: str, config: dict[str, Any], checkpoint: Path | None = None, cli: DDPMCLI | None = None
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.checkpoint = checkpoint
-        self._built = cli
-
-    @property
+    @cached_property
     def _cli(self) -> DDPMCLI:
-        if self._built is None:
-            with temporary_config(self.config) as file:
-                self._built = DDPMCLI.without_command([f"--config={file}"])
-        return self._built
+        """The objects of the configuration."""
+        with temporary_config(self.config) as file:
+            return DDPMCLI.without_command([f"--config={file}"])
 
     @property
     def module(self) -> DDPM:
@@ -92,7 +84,7 @@ def resolve_variants(
 ) -> list[Variant]:
     """Returns the variants to train after checking them; see `lit_ddpm.compare.compare` for the arguments."""
     if bool(configs) != bool(objectives):
-        raise ValueError("variants to train need both --config and --objectives.")
+        raise InputError("variants to train need both --config and --objectives.")
     args = [f"--config={config}" for config in configs]
     named = [_override(str(objective)) for objective in objectives]  # all, before anything is built
     return [_variant(name, [*args, override, *overrides]) for name, override in named]
@@ -108,23 +100,21 @@ def _override(objective: str) -> tuple[str, str]:
         # With all arguments, since a missing one would be taken from the objective of the configuration.
         config = as_config(X0MSE(made) if isinstance(made, Weighting) else made)
     except TypeError as error:
-        raise ValueError(f"objective = {objective} needs an overlay that sets its arguments: {error}.") from None
+        raise InputError(f"objective = {objective} needs an overlay that sets its arguments: {error}.") from None
     return (objective if objective in OBJECTIVES else kind.__name__), f"--model.objective={json.dumps(config)}"
 
 
 def _objective_class(name: str) -> type[Objective | Weighting]:
     """Returns a class by its public name or import path."""
     found, reason = None, ""
-    if not name.endswith((".yaml", ".yml")):
-        try:
-            found = pkgutil.resolve_name(name if "." in name else f"lit_ddpm.{name}")
-        except ValueError:
-            pass  # not a name
-        except (ImportError, AttributeError) as error:
-            reason = f" ({error})" if "." in name else ""
+    is_path = "." in name and not name.endswith((".yaml", ".yml"))
+    try:
+        found = pkgutil.resolve_name(name if is_path else f"lit_ddpm.{name}")
+    except (AttributeError, ImportError, ValueError) as error:
+        reason = f" ({error})" if is_path else ""
     if not (isinstance(found, type) and issubclass(found, Objective | Weighting)) or inspect.isabstract(found):
         built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
-        raise ValueError(
+        raise InputError(
             f"objective = {name} is none of {built_in}, none of the overlays {overlays}, not a file, and not a "
             "Weighting or Objective: a class of lit_ddpm such as KLWeighting, or an import path such as "
             f"mine.MyWeighting{reason}."
@@ -139,7 +129,7 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
         checkpoint = RunDirectory(model).best_or_last_checkpoint() if model.is_dir() else model
         run = RunDirectory.of_checkpoint(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
         if run is None:
-            raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
+            raise InputError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
         config = yaml.safe_load(run.config.read_text())
         with temporary_config({key: config[key] for key in CONFIG_KEYS if key in config}) as file:
             variants.append(_variant(run.path.resolve().name, [f"--config={file}", *overrides], checkpoint))
@@ -149,20 +139,20 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
 def check_variants(variants: Sequence[Variant]) -> None:
     """Raises a ValueError if there are no variants, their names are unfit, or a trained model has other images."""
     if not variants:
-        raise ValueError(
+        raise InputError(
             "there is nothing to compare: name variants with --config and --objectives, or runs with --models."
         )
     names = [variant.name.casefold() for variant in variants]
     for variant in variants:
         if names.count(variant.name.casefold()) > 1:  # some file systems ignore the case
-            raise ValueError(
+            raise InputError(
                 f"two variants have the name {variant.name!r}: rename a class, the file of an overlay or the directory "
                 "of a run, since its name is that of the variant."
             )
         if not variant.name.strip("."):
-            raise ValueError(f"{variant.name!r} is not usable as the name of a variant's folder: rename its file.")
+            raise InputError(f"{variant.name!r} is not usable as the name of a variant's folder: rename its file.")
         if variant.checkpoint is not None and _dataset(variant) != _dataset(variants[0]):
-            raise ValueError(
+            raise InputError(
                 f"the data of {variant.name} and {variants[0].name} differ: trained models are compared on the same "
                 "images only. Set --data for all."
             )
@@ -179,6 +169,5 @@ def _dataset(variant: Variant) -> Any:
 def _variant(name: str, args: list[str], checkpoint: Path | None = None) -> Variant:
     cli = DDPMCLI.without_command(args)
     if not isinstance(cli.model, DDPM):
-        raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
-    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    return Variant(name, config, checkpoint, cli)
+        raise InputError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
+    return Variant(name, yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), checkpoint)

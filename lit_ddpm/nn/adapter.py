@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import Configurable
 
 
@@ -20,6 +22,8 @@ class NetworkAdapter(Configurable, nn.Module):
         label: The network's name for the argument ``label``.
         num_classes: The number of classes; None for a network without labels.
         arguments: Further keyword arguments of each call.
+        no_label: Whether the label `num_classes` means "no label". Calls without labels, label dropout and guidance use
+            it.
         time: What it gets as t, see `UNet`.
     """
 
@@ -32,6 +36,7 @@ class NetworkAdapter(Configurable, nn.Module):
         label: str = "label",
         num_classes: int | None = None,
         arguments: dict[str, Any] | None = None,
+        no_label: bool = True,
         time: Literal["t", "log_snr"] = "t",
     ) -> None:
         super().__init__()
@@ -42,6 +47,7 @@ class NetworkAdapter(Configurable, nn.Module):
         self.label = label
         self.num_classes = num_classes
         self.arguments = dict(arguments or {})
+        self.no_label = no_label
         self.time = time
 
     @override
@@ -49,6 +55,10 @@ class NetworkAdapter(Configurable, nn.Module):
         time = t + self.time_offset
         if self.time_scale != 1:
             time = time * self.time_scale
+        if self.num_classes is not None and cond.get("label") is None:
+            if not self.no_label:
+                raise InputError(f'label is missing: this {type(self).__name__} has no embedding for "no label".')
+            cond["label"] = torch.full_like(t, self.num_classes, dtype=torch.int64)
         named = {self.label if name == "label" else name: value for name, value in cond.items()}
         result = self.network(x_t, time, **self.arguments, **named)
         if isinstance(self.output, str) and not isinstance(result, Mapping):

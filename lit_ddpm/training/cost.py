@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import measure_flops
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
@@ -110,7 +111,7 @@ def faster_overlays(trainer: Trainer, module: "DDPM") -> list[str]:
         missing = {
             "bf16": full_precision and torch.cuda.is_bf16_supported(including_emulation=False),
             "channels_last": channels_first,
-            "compile": network._compiled_call_impl is None,  # torch 2.14 has no public name for it
+            "compile": not is_compiled(network),
         }
         return [name for name, faster in missing.items() if faster]
     if device != "cpu" or not full_precision or shape is None or math.prod(shape[1:]) < MIN_PIXELS:
@@ -120,3 +121,8 @@ def faster_overlays(trainer: Trainer, module: "DDPM") -> list[str]:
     if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
         return ["bf16"]
     return ["channels_last"] if channels_first else []
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Returns whether a network is compiled, in place or by `torch.compile`, which wraps it."""
+    return network._compiled_call_impl is not None or hasattr(network, "_orig_mod")  # torch 2.14 has no public name

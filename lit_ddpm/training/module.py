@@ -118,7 +118,7 @@ class DDPM(Slots):
         """
         reseed(self.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         x_0, cond = self.unpack_batch(batch)
-        objective = self.objective.with_decoder(self.decoder)
+        objective = self.objective
         if batch_idx == 0:
             self.data = replace(self.data, image_shape=tuple(x_0.shape[1:]))
             if objective.decoder is not None:

@@ -122,12 +122,13 @@ def test_a_network_with_classes_takes_the_time_of_log_snr_without_a_label():
     for network in (
         UNet(width=8, num_classes=3, time="log_snr"),
         DiffusersUNet(
-            8,
-            1,
-            block_out_channels=(8,),
-            down_block_types=["DownBlock2D"],
-            up_block_types=["UpBlock2D"],
-            norm_num_groups=4,
+            {
+                "in_channels": 1,
+                "block_out_channels": (8,),
+                "down_block_types": ["DownBlock2D"],
+                "up_block_types": ["UpBlock2D"],
+                "norm_num_groups": 4,
+            },
             num_classes=3,
             time="log_snr",
         ),

@@ -61,7 +61,7 @@ def test_guidance_changes_samples_and_not_the_bound():
     samples, bounds = [], []
     network = LabelledNetwork(10)
     for guidance in (1.0, 4.0):
-        module = conditional_module(network=network, guidance=guidance, sampler=DDIMSampler(5, chunk_size=8))
+        module = conditional_module(network=network, guidance=Guidance(guidance), sampler=DDIMSampler(5, chunk_size=8))
         run = trainer()
         (found,) = run.validate(module, digits(), verbose=False)
         bounds.append(found["val/bpd"])
@@ -72,18 +72,18 @@ def test_guidance_changes_samples_and_not_the_bound():
 
 def test_labels_that_do_not_fit_are_refused(capsys):
     with pytest.raises(
-        ValueError, match=r"guidance = 2 needs a class-conditional network: num_classes of TinyNetwork is None"
+        ValueError, match=r"scale = 2 of Guidance needs a class-conditional network: num_classes of TinyNetwork is None"
     ):
         tiny_module(guidance=Guidance(2))
-    with pytest.raises(ValueError, match=r"label_dropout = 0\.1 needs a class-conditional network"):
+    with pytest.raises(ValueError, match=r"dropout = 0\.1 of Guidance needs a class-conditional network"):
         tiny_module(guidance=Guidance(dropout=0.1))
-    with pytest.raises(ValueError, match=r"label_dropout = 1\.5 must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout = 1\.5 of Guidance must be in \[0, 1\)"):
         conditional_module(guidance=Guidance(dropout=1.5))
     with pytest.raises(
         ValueError, match=r"num_classes = 7 of LabelledNetwork does not fit DigitsDataModule, which has 10 classes"
     ):
         trainer().fit(tiny_module(network=LabelledNetwork(7)), digits())
     message = error_of(capsys, [*FIT_DIGITS, "--model.guidance.scale=3"])
-    assert "guidance = 3.0 needs a class-conditional network: num_classes of UNet is None" in message
+    assert "scale = 3.0 of Guidance needs a class-conditional network: num_classes of UNet is None" in message
     message = error_of(capsys, [*FIT_CONDITIONAL_DIGITS, "--model.network.num_classes=4"])
     assert "num_classes = 4 of UNet does not fit DigitsDataModule, which has 10 classes" in message

@@ -9,6 +9,7 @@ import torch
 from helpers import LabelledNetwork, TinyNetwork, digits, fit, tiny_module, trainer
 
 from lit_ddpm import LowResolution, UNet
+from lit_ddpm.callbacks import ChannelsLast, Compile
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.cost import faster_overlays, forward_flops
 
@@ -62,19 +63,19 @@ def test_a_short_fit_has_no_estimate(caplog):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "size", "settings", "precision", "hint"),
+    ("capabilities", "size", "callbacks", "precision", "hint"),
     [
-        ({"avx512_bf16": True}, 28, {}, "32-true", "with --config bf16"),
-        ({}, 28, {}, "32-true", "with --config channels_last"),
-        ({}, 28, {"channels_last": True}, "32-true", None),
-        ({"avx512_bf16": True}, 28, {}, "bf16-mixed", None),
-        ({"avx512_bf16": True}, 8, {}, "32-true", None),
+        ({"avx512_bf16": True}, 28, [], "32-true", "with --config bf16"),
+        ({}, 28, [], "32-true", "with --config channels_last"),
+        ({}, 28, [ChannelsLast()], "32-true", None),
+        ({"avx512_bf16": True}, 28, [], "bf16-mixed", None),
+        ({"avx512_bf16": True}, 8, [], "32-true", None),
     ],
 )
-def test_a_fit_logs_what_would_be_faster(monkeypatch, caplog, capabilities, size, settings, precision, hint):
+def test_a_fit_logs_what_would_be_faster(monkeypatch, caplog, capabilities, size, callbacks, precision, hint):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0)
-    module = tiny_module(network=TinyNetwork(2, num_steps=20), **settings)
+    run = trainer(max_epochs=1, precision=precision, limit_train_batches=2, limit_val_batches=0, callbacks=callbacks)
+    module = tiny_module(network=TinyNetwork(2, num_steps=20))
     module.observe(DataSpec(image_shape=(2, size, size)))
     images = torch.zeros(4, 2, size, size)
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
@@ -85,15 +86,17 @@ def test_a_fit_logs_what_would_be_faster(monkeypatch, caplog, capabilities, size
 
 
 @pytest.mark.parametrize(
-    ("settings", "precision", "overlays"),
+    ("callbacks", "precision", "overlays"),
     [
-        ({}, "32-true", ["bf16", "channels_last", "compile"]),
-        ({"channels_last": True}, "bf16-mixed", ["compile"]),
-        ({"channels_last": True, "compile": True}, "32-true", ["bf16"]),
+        ([], "32-true", ["bf16", "channels_last", "compile"]),
+        ([ChannelsLast()], "bf16-mixed", ["compile"]),
+        ([ChannelsLast(), Compile()], "32-true", ["bf16"]),
     ],
 )
-def test_overlays_for_a_gpu(monkeypatch, settings, precision, overlays):
+def test_overlays_for_a_gpu(monkeypatch, callbacks, precision, overlays):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
-    module = tiny_module(network=TinyNetwork(2, num_steps=20), **settings)
+    module = tiny_module(network=TinyNetwork(2, num_steps=20))
+    for callback in callbacks:
+        callback.setup(trainer(), module, "fit")
     assert faster_overlays(SimpleNamespace(strategy=strategy, precision=precision), module) == overlays

@@ -24,7 +24,7 @@ from lit_ddpm import (
     UniformTimesteps,
     VParametrization,
 )
-from lit_ddpm.callbacks import EMA, SampleGrid
+from lit_ddpm.callbacks import EMA, ChannelsLast, SampleGrid
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.diffusion.objective import kl_forms, weight_on_x0_mse
 from lit_ddpm.training.kl_metrics import kl_metrics
@@ -124,7 +124,7 @@ def test_the_decoder_follows_the_data():
     module = tiny_module(objective=PosteriorKL())
     trainer(max_steps=1, max_epochs=-1).fit(module, digits())
     assert module.decoder.levels == 17
-    assert module.objective.decoder is module.decoder
+    assert module.objective.decoder.levels == 17
     assert module.data.image_shape == (1, 8, 8)
 
 
@@ -257,7 +257,6 @@ def test_last_kl_is_the_kl_of_the_batch():
     module = tiny_module()
     fit(module=module, max_epochs=1)
     module.train(False)
-    module.decoder = DiscretizedGaussian(17)
     t = torch.tensor([1, 5, 20])
     pred = module.denoiser.predict(torch.zeros(3, 1, 8, 8), t, torch.randn(3, 1, 8, 8))
     metrics = kl_metrics(module.denoiser, pred, torch.ones(3))
@@ -315,7 +314,8 @@ def test_a_loaded_module_has_the_decoder_of_its_data():
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_channels_last_for_any_number_of_dimensions(dims):
     network = UNet(dims=dims, width=8, multipliers=[1], num_blocks=1, attention_levels=[])
-    module = DDPM(network, channels_last=True)
+    module = DDPM(network)
+    ChannelsLast().setup(trainer(), module, "test")
     x_0, eps = torch.randn(2, 2, 1, *[4] * dims)
     prediction = module.denoiser.predict(x_0, torch.tensor([3, 4]), eps)
     assert prediction.x0_hat.shape == x_0.shape
