@@ -22,7 +22,7 @@ SETTINGS = [
 
 
 def same_weights(model, unet):
-    ours = model.denoiser.network.unet.state_dict()
+    ours = model.denoiser.network.network.state_dict()
     return all(torch.equal(ours[name], weight) for name, weight in unet.state_dict().items())
 
 
