@@ -97,11 +97,13 @@ def assigned_attributes(path):
     """The attributes that a file assigns to anything but ``self`` and ``cls``, by a statement or by ``setattr``."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
-                yield ast.unparse(node)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "object.__setattr__"):
-            if ast.unparse(node.args[0]) != "self":
-                yield ast.unparse(node)
+            owner, name = node.value, ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "object.__setattr__"):
+            owner, name = node.args[0], ast.unparse(node)
+        else:
+            continue
+        if not (isinstance(owner, ast.Name) and owner.id in ("self", "cls")):
+            yield name
 
 
 def test_no_class_assigns_an_attribute_of_another_object():

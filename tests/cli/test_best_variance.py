@@ -11,9 +11,9 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
 
 
 def old_checkpoint(path):
-    """Returns a copy of a checkpoint without measurements, as version 0.1.0 wrote it."""
+    """Returns a copy of a checkpoint without measurements, as a fit without validations writes it."""
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["lit_ddpm"]["denoiser"]
+    del checkpoint["lit_ddpm"]["denoiser"]["x0_mse"]
     copy = path.replace("best", "old")
     torch.save(checkpoint, copy)
     return copy
