@@ -1,4 +1,4 @@
-"""Denoising diffusion with PyTorch Lightning, with the variational bound as a checked and logged ledger."""
+"""Denoising diffusion with PyTorch Lightning, with the variational bound checked, logged and reported."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDec
 from lit_ddpm.diffusion.denoiser import Denoiser, Prediction
 from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior
 from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics
-from lit_ddpm.diffusion.guidance import GuidedDenoiser
+from lit_ddpm.diffusion.guidance import Guidance, GuidedDenoiser
 from lit_ddpm.diffusion.objective import (
     X0MSE,
     HybridObjective,
@@ -57,11 +57,14 @@ from lit_ddpm.diffusion.weighting import (
     Weighting,
     kl_weight,
 )
-from lit_ddpm.likelihood.bound import Bound, bits_per_dim, variational_bound
+from lit_ddpm.likelihood.bound import Bound, bits_per_dim
 from lit_ddpm.likelihood.flow import Likelihood, exact_likelihood
+from lit_ddpm.likelihood.report import Report
+from lit_ddpm.likelihood.variational import variational_bound
 from lit_ddpm.nn.unet import UNet
 
 if TYPE_CHECKING:
+    from lit_ddpm.training.evaluation import Evaluation
     from lit_ddpm.training.learning_rate import LinearWarmup, OneCycle, num_training_steps
     from lit_ddpm.training.module import DDPM
 
@@ -86,10 +89,12 @@ __all__ = [
     "EDMParametrization",
     "EDMWeighting",
     "EpsParametrization",
+    "Evaluation",
     "FlowMatchingWeighting",
     "Gaussian",
     "GaussianDecoder",
     "GradientStatistics",
+    "Guidance",
     "GuidedDenoiser",
     "HybridObjective",
     "ImportanceTimesteps",
@@ -109,6 +114,7 @@ __all__ = [
     "PosteriorKL",
     "Prediction",
     "PredictionMSE",
+    "Report",
     "SNRWeighting",
     "Sampler",
     "Schedule",
@@ -138,6 +144,7 @@ __all__ = [
 
 _NEEDS_LIGHTNING = {
     "DDPM": "lit_ddpm.training.module",
+    "Evaluation": "lit_ddpm.training.evaluation",
     "LinearWarmup": "lit_ddpm.training.learning_rate",
     "OneCycle": "lit_ddpm.training.learning_rate",
     "num_training_steps": "lit_ddpm.training.learning_rate",

@@ -2,9 +2,12 @@
 
 import inspect
 import sys
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Configurable:
@@ -39,6 +42,8 @@ def as_config(value: Any) -> Any:
         return {str(key): as_config(item) for key, item in value.items()}
     if isinstance(value, Tensor):
         return value.tolist()
+    if is_dataclass(value) and not isinstance(value, Configurable | type):  # settings, such as `Guidance`
+        return {each.name: as_config(getattr(value, each.name)) for each in fields(value) if each.init}
     path = public_path(type(value))
     if not isinstance(value, Configurable) or path is None:
         raise TypeError(f"{type(value).__name__} cannot be written as plain data.")
@@ -48,6 +53,15 @@ def as_config(value: Any) -> Any:
             raise TypeError(f"{type(value).__name__} does not keep its argument {name} as an attribute.")
         init_args[name] = as_config(getattr(value, name))
     return {"class_path": path, "init_args": init_args}
+
+
+def rebuilt(value: T, **changes: Any) -> T:
+    """Returns a new object of the class of `value` with its constructor arguments, some of them changed.
+
+    The class keeps its arguments as attributes, as `Configurable` classes and dataclasses do.
+    """
+    arguments = {name: getattr(value, name) for name in constructor_parameters(type(value))}
+    return type(value)(**arguments | changes)
 
 
 def constructor_defaults(kind: type) -> dict[str, Any]:

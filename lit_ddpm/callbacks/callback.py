@@ -2,11 +2,16 @@
 
 import math
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm.callbacks.ema import averaged_weights
+from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.sampling import draw
 
 
 class DDPMCallback(Callback):
@@ -31,6 +36,19 @@ class DDPMCallback(Callback):
         if not isinstance(pl_module, DDPM):
             raise ValueError(f"{type(self).__name__} needs a DDPM, not a {type(pl_module).__name__}.")
         return pl_module
+
+    def draw(
+        self, trainer: Trainer, module: DDPM, num_images: int, seed: int = 0, sampler: Sampler | None = None
+    ) -> Tensor:
+        """Draws images 0 to ``num_images - 1`` of a seed, ``[num_images, C, ...]`` on the CPU of every rank.
+
+        They are those of `DDPM.sample`, drawn by all ranks, which must all call this method. The weights are averaged
+        if a callback of the Trainer averages them, wherever it is in the list. Training is the same without the call.
+        It works in ``on_validation_epoch_end``, ``on_train_end`` and the hooks of ``validate`` and ``test``.
+        """
+        sampler = sampler or module.sampler
+        with averaged_weights(trainer, module, self):
+            return torch.cat(draw(trainer, module, num_images, seed, sampler, Tensor.cpu, "drawing"))
 
     def _check_interval(self, trainer: Trainer) -> None:
         """Raises a ValueError if the callback would never be due in a fit that is long enough for it."""

@@ -18,9 +18,9 @@ from lit_ddpm.diffusion.gaussian import to_float64
 from lit_ddpm.diffusion.objective import weight_on_x0_mse
 from lit_ddpm.diffusion.weighting import kl_weight
 from lit_ddpm.likelihood.bound import bits_per_dim
+from lit_ddpm.training.evaluation import Split
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
-from lit_ddpm.training.split_bound import Split
 
 
 class ELBOProfile(DDPMCallback):
@@ -87,7 +87,7 @@ class ELBOProfile(DDPMCallback):
         self._plot(trainer, self.ddpm(pl_module), "test")
 
     def _plot(self, trainer: Trainer, module: DDPM, split: Split) -> None:
-        report = module.evaluator.last_report
+        report = module.evaluation.last_report
         assert report is not None
         training_kl = self._training_kl if self._training_kl is not None else _zeros(module)
         self._training_kl = None

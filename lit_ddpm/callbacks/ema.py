@@ -12,8 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm.training.distributed import SHARDED
+from lit_ddpm.training.evaluation import Evaluation
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.split_bound import SplitBound
 
 
 class EMA(WeightAveraging):
@@ -43,7 +43,7 @@ class EMA(WeightAveraging):
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averaged and the raw parameters
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self.swapped = False  # whether the module holds the average, and the average model the raw weights
-        self._raw: SplitBound | None = None
+        self._raw: Evaluation | None = None
 
     def decay_at(self, num_steps: int) -> float:
         """Returns the decay of the update after `num_steps` optimizer steps."""
@@ -105,8 +105,8 @@ class EMA(WeightAveraging):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning would swap here; the average is in place since on_validation_start.
         if self.raw_bound and isinstance(pl_module, DDPM):
-            assert pl_module.decoder is not None
-            self._raw = pl_module.evaluator.new_bound(trainer, pl_module, "val")
+            self._raw = pl_module.evaluation.copy()
+            self._raw.begin(trainer, pl_module, "val")
 
     @override
     def on_validation_batch_end(
@@ -128,7 +128,7 @@ class EMA(WeightAveraging):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning would swap back here; the average stays for the other callbacks.
         if self._raw is not None and self.swapped:
-            report = self._raw.report(trainer)
+            report = self._raw.finish(trainer)
             pl_module.log(f"{report.key('val')}_raw", report.terms["total"].value)
         self._raw = None
 

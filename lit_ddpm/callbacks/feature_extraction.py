@@ -31,15 +31,15 @@ class FeatureExtraction:
     """
 
     def __init__(self, trainer: Trainer, module: DDPM, extractor: nn.Module) -> None:
-        if module.image_shape is None:
+        if module.data.image_shape is None:
             raise ValueError("SampleMetrics needs a data module with image_shape = (C, H, W).")
-        if module.standardization is not None:
+        if module.data.standardization is not None:
             raise ValueError("SampleMetrics needs data of pixel levels: its extractors do not take real values.")
         self.trainer = trainer
         self.module = module
         self.extractor = extractor.to(module.device).eval().requires_grad_(False)
         self.data: Any = getattr(trainer, "datamodule", None)
-        images = torch.full((2, *module.image_shape), 128, dtype=torch.uint8, device=module.device)
+        images = torch.full((2, *module.data.image_shape), 128, dtype=torch.uint8, device=module.device)
         for is_turn_of_first_rank in (True, False):  # the first rank of a machine may download the weights for all
             turn = (trainer.local_rank == 0) is is_turn_of_first_rank
             gather_results(trainer, partial(self._call_extractor, images) if turn else lambda: None)
@@ -100,7 +100,7 @@ class FeatureExtraction:
         origin = {
             "data": self.data.fingerprint(),
             "split": "train",
-            "image_shape": list(self.module.image_shape or ()),
+            "image_shape": list(self.module.data.image_shape or ()),
             "levels": self.module.levels,
             "first_images": hashlib.sha256(first.numpy().tobytes()).hexdigest(),
             "extractor": str(self.info),

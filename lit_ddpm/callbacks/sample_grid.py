@@ -14,10 +14,9 @@ from lit_ddpm.callbacks.loggers import log_image
 from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.diffusion.sampler import Sampler, standard_normal
-from lit_ddpm.training.distributed import full_weights
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
-from lit_ddpm.training.sampling import draw, drawing_cond, is_fast_dev_run, shortened
+from lit_ddpm.training.sampling import draw, is_fast_dev_run, shortened
 
 NUM_TIMES = 10  # columns of a trajectory
 
@@ -74,43 +73,40 @@ class SampleGrid(DDPMCallback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = self.ddpm(pl_module)
         if self._last_step != trainer.global_step:
-            with full_weights(module.denoiser.network):
-                self._draw(trainer, module)
+            self._draw(trainer, self.ddpm(pl_module))
 
     def _draw(self, trainer: Trainer, module: DDPM) -> None:
-        with averaged_weights(trainer, module, self):
-            self._draw_images(trainer, module)
-
-    def _draw_images(self, trainer: Trainer, module: DDPM) -> None:
         step = self._last_step = trainer.global_step
         sampler = shortened(trainer, self.sampler or module.sampler)
         num_images = min(self.num_images, sampler.chunk_size) if is_fast_dev_run(trainer) else self.num_images
-        shape = module.image_shape or ()
+        shape = module.data.image_shape or ()
         if len(shape) - 1 not in DRAWN_DIMS:
             rank_zero_info(f"SampleGrid draws sequences, images and volumes, not samples of shape {list(shape)}.")
             return
-        chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
+        with averaged_weights(trainer, module, self):
+            chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
+            self._log(trainer, module, torch.cat(chunks), sampler, step)
+
+    def _log(self, trainer: Trainer, module: DDPM, samples: Tensor, sampler: Sampler, step: int) -> None:
         directory = RunDirectory.of_trainer(trainer).samples
         if not trainer.is_global_zero:
             return
         num_steps = len(sampler.timesteps(module.denoiser.schedule)) - 1
-        guidance = f", guidance {module.guidance:g}" if module.guidance != 1 else ""
+        scale = module.guidance.scale
+        guidance = f", guidance {scale:g}" if scale != 1 else ""
         caption = f"step {step}, {type(sampler).__name__} with {num_steps} steps, seed {self.seed}{guidance}"
-        samples = torch.cat(chunks)
-        samples = samples if module.standardization is None else module.standardization.apply(samples)
-        truth, cond = (None, {}) if module.held_out is None else module.held_out(0, num_images)
-        columns = self.columns or (12 if "cond" in cond else module.num_classes or 8)
-        scale = (module.levels, module.standardization)
-        in_units = module.condition is not None
-        picture, note = draw_samples(samples, columns, *scale, cond.get("cond"), truth, in_units)
+        truth, cond = (None, {}) if module.held_out is None else module.held_out(torch.arange(len(samples)))
+        columns = self.columns or (12 if "cond" in cond else module.denoiser.network_spec.num_classes or 8)
+        units = (module.levels, module.data.standardization)
+        in_units, shown = module.condition is not None, module.data.standardized(samples)
+        picture, note = draw_samples(shown, columns, *units, cond.get("cond"), truth, in_units)
         note = f", {note}" if note else ""
         log_image(trainer, "sample/grid", picture, directory / f"step_{step:07d}.png", caption + note)
         if self.num_trajectories:
             with trainer.precision_plugin.forward_context():
                 images, times = draw_trajectories(module, sampler, self.num_trajectories, self.seed)
-            picture, _ = draw_samples(images, len(times), *scale)
+            picture, _ = draw_samples(images, len(times), *units)
             caption += f", x_t above x0_hat at t = {', '.join(map(str, times))}"
             path = directory / f"trajectory_{step:07d}.png"
             log_image(trainer, "sample/trajectory", picture, path, caption)
@@ -123,12 +119,12 @@ def draw_trajectories(module: DDPM, sampler: Sampler, num_images: int, seed: int
     times in decreasing order.
     """
     denoiser = module.sampling_denoiser
-    cond = {key: value.to(module.device) for key, value in drawing_cond(module, 0, num_images).items()}
+    cond = {key: x.to(module.device) for key, x in module.sample_cond(torch.arange(num_images)).items()}
     timesteps = sampler.timesteps(denoiser.schedule)[:-1]
     columns = torch.linspace(0, len(timesteps) - 1, min(NUM_TIMES, len(timesteps))).tolist()
     times = [timesteps[round(i)] for i in columns]
     generator = keyed_generator("trajectory", seed)
-    x_T = standard_normal((num_images, *(module.image_shape or ())), generator, module.device)
+    x_T = standard_normal((num_images, *(module.data.image_shape or ())), generator, module.device)
     with evaluating(denoiser):
         pairs = [
             torch.stack([x_t, denoiser(x_t, t, **cond)])

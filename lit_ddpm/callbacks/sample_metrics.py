@@ -168,7 +168,7 @@ class SampleMetrics(DDPMCallback):
             real=f"training split of {type(self._extraction.data).__name__}",
             sampler=type(sampler).__name__,
             num_steps=len(self._sampler.timesteps(module.denoiser.schedule)) - 1,
-            guidance=module.guidance,
+            guidance=module.guidance.scale,
             conditions="none" if module.held_out is None else module.held_out.name,
             weights="averaged" if _uses_average(trainer, module) else "raw",
             precision=str(trainer.precision),

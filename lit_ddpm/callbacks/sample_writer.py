@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from numpy.lib import format as npy
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from lit_ddpm._internal.files import atomic_write, has_files, write_json
 from lit_ddpm.data.pixels import to_levels, to_uint8
 from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
-from lit_ddpm.training.sampling import SampleChunk, drawing_cond
+from lit_ddpm.training.sampling import SampleChunk
 
 ORIGIN = "samples.json"
 
@@ -65,7 +66,7 @@ class SampleWriter(Callback):
                 f"{self.directory} is not empty, and its images are not of the same weights, sampler and seed: set "
                 "another directory with --output_dir."
             )
-        chunks = SampleChunk.split(module, self.num_samples, self.seed)
+        chunks = SampleChunk.split(module.sampler, self.num_samples, self.seed)
         missing = [chunk for chunk in chunks if not all(self._path(index).is_file() for index in chunk.indices)]
         return missing or chunks[:1]
 
@@ -101,7 +102,7 @@ class SampleWriter(Callback):
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        labels = drawing_cond(pl_module, 0, self.num_samples).get("label")
+        labels = pl_module.sample_cond(torch.arange(self.num_samples)).get("label")
         with atomic_write(self.directory / "samples.npz") as partial, zipfile.ZipFile(partial, "w") as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                 first = self._read(0)
@@ -129,21 +130,21 @@ def _origin_of(module: DDPM, seed: int) -> dict[str, Any]:
     return {
         "weights": fingerprint_of(module.denoiser),
         "sampler": as_config(module.sampler),
-        "guidance": module.guidance,
+        "guidance": module.guidance.scale,
         "conditions": None if module.held_out is None else module.held_out.name,
         "seed": seed,
     }
 
 
 def _fits_png(module: DDPM) -> bool:
-    channels, *size = module.image_shape or (0,)
+    channels, *size = module.data.image_shape or (0,)
     allowed = (1, 3) if module.levels <= 256 else (1,)
-    return module.standardization is None and channels in allowed and len(size) == 2
+    return module.data.standardization is None and channels in allowed and len(size) == 2
 
 
 def _file_values(module: DDPM, samples: Tensor) -> Tensor:
     """Returns samples ``[B, C, ...]`` as they are written: uint8 for a PNG, else pixel levels or real values."""
-    if module.standardization is not None:
+    if module.data.standardization is not None:
         return samples.float()
     if _fits_png(module) and module.levels <= 256:
         return to_uint8(samples, module.levels)

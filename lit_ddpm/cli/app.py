@@ -31,7 +31,6 @@ from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.training.checkpoint import init_weights, load_checkpoint, usable_checkpoint
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory, RunLogger, SaveRunConfig, new_directory
-from lit_ddpm.training.sampling import HeldOut
 
 DESCRIPTION = "Trains, evaluates and samples denoising diffusion models. `lit-ddpm compare` compares several."
 
@@ -169,9 +168,13 @@ class DDPMCLI(LightningCLI):
     def before_predict(self) -> None:
         """Removes the data, since the command draws the images of a seed; conditions are those of the test images."""
         data = self.datamodule
-        if isinstance(self.model, DDPM) and self.model.cond_channels is not None and isinstance(data, HasHeldOut):
+        if (
+            isinstance(self.model, DDPM)
+            and self.model.denoiser.network_spec.cond_channels is not None
+            and isinstance(data, HasHeldOut)
+        ):
             cast(LightningDataModule, data).setup("predict")
-            self.model.held_out = HeldOut(self.model, data, "test")
+            self.model.condition_on(data, "test")
         self.datamodule = None
 
     @override

@@ -6,7 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from lit_ddpm.data.protocols import DataInfo
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.module import DDPM
 
 
@@ -20,9 +20,9 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(pl_module, DDPM):
-            data = DataInfo.of(getattr(trainer, "datamodule", None))
-            real_valued = pl_module.data_defaults.decoder(pl_module, data).levels is None
-            self.monitor = "val/nats_per_dim" if real_valued else "val/bpd"
+            data = DataSpec.of(getattr(trainer, "datamodule", None))  # the module observes them later
+            levels = pl_module.decoder_of(data.completed(pl_module.data)).levels
+            self.monitor = "val/nats_per_dim" if levels is None else "val/bpd"
         super().setup(trainer, pl_module, stage)
 
 

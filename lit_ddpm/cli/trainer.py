@@ -1,5 +1,6 @@
 """Lightning's Trainer with a ``predict`` that draws images without data, and with ``gradients``."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from typing_extensions import override
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 from lit_ddpm.diffusion.gradients import GradientStatistics
-from lit_ddpm.likelihood.size import EvaluationSize
 from lit_ddpm.training.checkpoint import load_checkpoint
 from lit_ddpm.training.gradients import gradient_table, measure_gradients
 from lit_ddpm.training.module import DDPM
@@ -19,7 +19,7 @@ from lit_ddpm.training.sampling import SampleChunk, chunk_loader
 
 
 class Trainer(lightning.Trainer):
-    """Lightning's Trainer; ``test`` prints only the ledger, and ``predict`` draws images without data."""
+    """Lightning's Trainer; ``test`` prints only the report, and ``predict`` draws images without data."""
 
     @override
     def test(
@@ -35,7 +35,7 @@ class Trainer(lightning.Trainer):
         num_images: int | None = None,
         target_se: float | None = None,
     ) -> Any:
-        """Measures the variational bound on the test split, exactly or to a precision; prints and writes the ledger.
+        """Measures the variational bound on the test split, exactly or to a precision; prints and writes the report.
 
         Args:
             model: The model.
@@ -50,10 +50,9 @@ class Trainer(lightning.Trainer):
             target_se: Choose both for a standard error of the total, with the fewest network calls.
         """
         module = self.lightning_module if model is None else model
-        if isinstance(module, DDPM):
-            module.evaluator.exact = exact
-            module.evaluator.size = EvaluationSize(num_images, num_timesteps, target_se)
-        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+        settings = {"num_images": num_images, "num_timesteps": num_timesteps, "target_se": target_se}
+        with module.evaluation.using(**settings, exact=exact or None) if isinstance(module, DDPM) else nullcontext():
+            return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @override
     def predict(

@@ -18,7 +18,7 @@ from lit_ddpm.compare.page import write_report
 from lit_ddpm.compare.plan import Plan, check_resumable
 from lit_ddpm.compare.variants import OBJECTIVES, Variant, check_variants, resolve_models, resolve_variants
 from lit_ddpm.compare.wandb_run import log_comparison
-from lit_ddpm.data.protocols import DataInfo
+from lit_ddpm.data.spec import DataSpec
 
 DEFAULT_DIRECTORY = "runs/compare"
 
@@ -170,7 +170,7 @@ def _collect(plan: Plan) -> Comparison:
 def _audit(variant: Variant, directory: Path) -> str:
     """Audits a variant, writes the plot, and raises an ArithmeticError if the audit fails."""
     dtypes = list(dict.fromkeys([torch.float64, torch.float32, variant.output_dtype]))
-    result = audit(variant.module.denoiser, dtypes, DataInfo.of(variant.data).image_shape or (1, 8, 8))
+    result = audit(variant.module.denoiser, dtypes, DataSpec.of(variant.data).image_shape or (1, 8, 8))
     plot_audit(result).save(directory / f"audit_{variant.name}.png")
     print(f"{variant.name}: {result}", flush=True)
     result.check()

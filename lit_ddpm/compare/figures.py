@@ -13,7 +13,8 @@ from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples
 from lit_ddpm.compare.audit import ALLOWED, Audit
 from lit_ddpm.compare.comparison import Comparison, same_schedule
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.data.pixels import Standardization, to_float
+from lit_ddpm.data.pixels import to_float
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.checkpoint import STATE_KEY, load_checkpoint
 
 if TYPE_CHECKING:
@@ -159,15 +160,14 @@ def sample_grid(run: Run) -> Image.Image | None:
     predictions = run.files.predictions
     with np.load(predictions / "samples.npz") as file:
         samples = torch.from_numpy(file["arr_0"])
-    state = load_checkpoint(run.checkpoint)[STATE_KEY]
-    levels, values = state["data_levels"] or 256, state["standardization"]
+    data = DataSpec.from_state(load_checkpoint(run.checkpoint)[STATE_KEY]["data"])
+    levels = data.levels or 256
     if list(predictions.glob("*.png")):  # [N, H, W, C] in the range of their type
         samples, levels = samples.permute(0, 3, 1, 2), 256 if samples.dtype == torch.uint8 else levels
     if samples.ndim - 2 not in DRAWN_DIMS:
         return None
-    standardization = None if values is None else Standardization(**values)
-    scaled = to_float(samples, levels) if standardization is None else standardization.apply(samples)
-    grid, _ = draw_samples(scaled, GRID_COLUMNS, levels, standardization)
+    scaled = data.standardized(samples) if data.real_valued else to_float(samples, levels)
+    grid, _ = draw_samples(scaled, GRID_COLUMNS, levels, data.standardization)
     zoom = max(1, round(GRID_WIDTH / grid.width))
     return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
 

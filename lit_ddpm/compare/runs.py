@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from numpy.typing import NDArray
 
 from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_arrays, read_json_lines, write_json
 from lit_ddpm.compare.variants import Variant
 from lit_ddpm.diffusion.gradients import GradientStatistics
-from lit_ddpm.diffusion.image_ledger import Column
 from lit_ddpm.likelihood.report import Report
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -36,7 +36,7 @@ class Result:
     """The results of a run."""
 
     report: Report  # the ledger of the test split
-    images: dict[str, Column]  # its terms for each image, and their index
+    images: dict[str, NDArray[Any]]  # its terms for each image, and their index
     samples: dict[str, float]  # sample metrics of the test, such as ``fid_digits``
     gradients: GradientStatistics | None  # of the first seed
     images_per_s: float | None  # the median training speed; None without the callback `Performance`

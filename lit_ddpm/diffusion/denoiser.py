@@ -9,12 +9,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_ddpm._internal.checks import check_one_of, check_positive
+from lit_ddpm._internal.checks import check_one_of
 from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.interpolation import interpolate
-from lit_ddpm._internal.threads import stop_if_cancelled
-from lit_ddpm.diffusion.gaussian import Gaussian, marginal_variance, posterior_coefficients, q_marginal
-from lit_ddpm.diffusion.network import ClassConditionalNetwork, ConditionalNetwork, NetworkTime, network_time
+from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
+from lit_ddpm.diffusion.network import NetworkSpec, network_time
 from lit_ddpm.diffusion.parametrization import Parametrization
 from lit_ddpm.diffusion.schedule import Schedule, check_timesteps, expand_like, log_snr_of
 from lit_ddpm.diffusion.variance import Variance, model_variance
@@ -24,7 +23,7 @@ class Estimate(NamedTuple):
     """The output of a denoiser for noisy images, ``[B, ...]``."""
 
     x0_hat: Tensor
-    fraction: Tensor | None  # position of a learned log variance between log sigma_q^2 (0) and log beta (1)
+    log_variance_position: Tensor | None  # of a learned variance, between log sigma_q^2 (0) and log beta (1)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Prediction:
     eps: Tensor
     output: Tensor  # after the activation of the parametrization, at least float32
     x0_hat: Tensor  # never clipped
-    fraction: Tensor | None = None  # see `Estimate`
+    log_variance_position: Tensor | None = None  # see `Estimate`
     cond: dict[str, Any] = field(default_factory=dict)  # the keyword arguments of the network
 
 
@@ -49,17 +48,18 @@ class Denoiser(nn.Module):
     """The model ``p_theta(x_s|x_t)``: a network, a schedule and a parametrization.
 
     Args:
-        network: Any module with ``forward(x_t, t, **cond)``, where t is ``[B]`` on the device of x_t; see `time`. Its
-            output has the shape of x_t: `Parametrization.outputs` times the channels, and those of x_t once more for a
-            learned variance. On a CPU, bound and samplers call it from several threads at once.
+        network: Any module with ``forward(x_t, t, **cond)``, where t is ``[B]`` on the device of x_t. Its output has
+            the shape of x_t: `Parametrization.outputs` times the channels, and those of x_t once more for a learned
+            variance. `Network` lists the attributes that it may have, such as the time that it gets as t.
+        schedule: The forward process.
+        parametrization: The meaning of the network's output, and the scale of its input.
         variance: The variance of ``p_theta(x_s|x_t)``: ``"posterior"``, ``"beta"``, ``"learned"``, ``"fixed_small"``,
             ``"fixed_large"``, or ``"analytic"``, which needs `x0_mse`. The type `Variance` describes them.
         clip: Clip the estimate of x_0 to the range of the data, [-1, 1]. A property of ``p_theta``: it applies to
-            sampling and to the variational bound alike, and never to `predict`, which training uses.
-        time: What the network gets as t: ``"t"``, the timestep, or ``"log_snr"``, a function of log SNR(t) that does
-            not depend on T. The type `NetworkTime` describes both.
-        sigma_data: The standard deviation of the data: the network gets x_t divided by the standard deviation that x_t
-            then has (c_in of Karras et al. 2022). None passes x_t itself.
+            sampling and to the variational bound alike, and never to `predict`, which training uses. None is False; a
+            `DDPM` clips pixel levels by default.
+        x0_mse: The x0-MSE of held-out images at t = 1..T, float64 ``[T]``; at t = 1 the variance of the decoder. See
+            `Bound.x0_mse`.
     """
 
     def __init__(
@@ -68,29 +68,42 @@ class Denoiser(nn.Module):
         schedule: Schedule,
         parametrization: Parametrization,
         variance: Variance = "posterior",
-        clip: bool = False,
-        time: NetworkTime = "t",
-        sigma_data: float | None = None,
+        clip: bool | None = None,
+        x0_mse: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if sigma_data is not None:
-            check_positive(self, sigma_data=sigma_data)
         check_one_of("Denoiser", get_args(Variance), variance=variance)
-        check_one_of("Denoiser", get_args(NetworkTime), time=time)
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
             raise ValueError(
                 f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: "
                 "x_T contains no signal to estimate x_0 from; use VParametrization or X0Parametrization."
             )
         self.network = network
+        self.network_spec = NetworkSpec.of(network)
         self.schedule = schedule
         self.parametrization = parametrization
         self.variance: Variance = variance
-        self.clip = clip
-        self.time: NetworkTime = time
-        self.sigma_data = sigma_data
-        # Of validation images at t = 1..T, float64 [T] on the CPU; at t = 1 the variance of the decoder.
+        self.clip = bool(clip)
         self.x0_mse: Tensor | None = None
+        if x0_mse is not None:
+            self.set_x0_mse(x0_mse)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the constructor, for another denoiser of the same network."""
+        names = ("network", "schedule", "parametrization", "variance", "clip", "x0_mse")
+        return {name: getattr(self, name) for name in names}
+
+    def set_x0_mse(self, x0_mse: Tensor) -> None:
+        """Sets the x0-MSE that an analytic variance uses, ``[T]`` for t = 1..T.
+
+        Raises:
+            ValueError: If it has another shape.
+        """
+        if x0_mse.shape != (self.schedule.num_steps,):
+            needed = f"one value for each t = 1..T, {self.schedule.num_steps}"
+            raise ValueError(f"x0_mse must have {needed}, not {list(x0_mse.shape)}.")
+        self.x0_mse = x0_mse.detach().cpu().double()
 
     @property
     def training_variance(self) -> Variance:
@@ -102,21 +115,6 @@ class Denoiser(nn.Module):
         """The outputs that the network needs for each component of the images."""
         return self.parametrization.outputs + (self.variance == "learned")
 
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes of the network, or None for an unconditional one."""
-        return self.network.num_classes if isinstance(self.network, ClassConditionalNetwork) else None
-
-    @property
-    def no_label(self) -> int | None:
-        """The label that means "no label", or None for a network without it."""
-        return self.num_classes if getattr(self.network, "no_label", True) else None
-
-    @property
-    def cond_channels(self) -> int | None:
-        """The channels of the network's condition, or None for a network without one."""
-        return self.network.cond_channels if isinstance(self.network, ConditionalNetwork) else None
-
     def forward(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Tensor:
         """Returns the estimate of x_0 from `x_t` ``[B, ...]`` at `t`, an int or ``[B]``; clipped if `clip` is set."""
         return self.estimate(x_t, t, **cond).x0_hat
@@ -124,20 +122,20 @@ class Denoiser(nn.Module):
     def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
         """Returns the estimate of x_0 together with a learned variance; one network call."""
         t = self._timesteps(x_t, t)
-        _, x0_hat, fraction = self._call(x_t, t, cond)
-        return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, fraction)
+        _, x0_hat, position = self._call(x_t, t, cond)
+        return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, position)
 
     def predict(self, x_0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> Prediction:
         """Noises `x_0` ``[B, ...]`` to t ``[B]``, in 1..T, with standard normal `eps` and calls the network once."""
         t = self._timesteps(x_0, t).expand(len(x_0))
         x_t = q_marginal(self.schedule, x_0, t).sample(eps)
-        output, x0_hat, fraction = self._call(x_t, t, cond)
-        return Prediction(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, x0_hat=x0_hat, fraction=fraction, cond=cond)
+        output, x0_hat, position = self._call(x_t, t, cond)
+        return Prediction(x_0, x_t, t, eps, output, x0_hat, position, cond)
 
     def p_posterior(self, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None, **cond: Any) -> Gaussian:
         """Returns ``p_theta(x_s|x_t)``: mu_theta and its variance, with one network call."""
-        x0_hat, fraction = self.estimate(x_t, t, **cond)
-        return self.p_given_x0_hat(x_t, x0_hat, t, s, fraction)
+        x0_hat, position = self.estimate(x_t, t, **cond)
+        return self.p_given_x0_hat(x_t, x0_hat, t, s, position)
 
     def p_given_x0_hat(
         self,
@@ -145,12 +143,12 @@ class Denoiser(nn.Module):
         x0_hat: Tensor,
         t: int | Tensor,
         s: int | Tensor | None = None,
-        fraction: Tensor | None = None,
+        log_variance_position: Tensor | None = None,
         variance: Variance | None = None,
     ) -> Gaussian:
         """Returns ``p_theta(x_s|x_t)`` for a given estimate of x_0: the posterior mean with `x0_hat` in place of x_0.
 
-        A `variance` replaces that of the denoiser. Without a `fraction` a learned variance is sigma_q^2.
+        A `variance` replaces that of the denoiser. Without a `log_variance_position` a learned variance is sigma_q^2.
 
         Raises:
             ValueError: If an analytic variance has no `x0_mse`.
@@ -163,11 +161,11 @@ class Denoiser(nn.Module):
             )
         c = posterior_coefficients(self.schedule, t, s)
         mean = expand_like(c.c_t, x_t) * x_t + expand_like(c.c_0, x_t) * x0_hat
-        if fraction is None:
+        if log_variance_position is None:
             return Gaussian(mean, expand_like(model_variance(c, self.schedule, t, variance, self.x0_mse), x_t))
         least = model_variance(c, self.schedule, t, "fixed_small")
         low, high = expand_like(least.log(), x_t), expand_like(c.beta.log(), x_t)
-        return Gaussian(mean, torch.exp(low + fraction.to(low) * (high - low)))
+        return Gaussian(mean, torch.exp(low + log_variance_position.to(low) * (high - low)))
 
     def state(self) -> dict[str, Tensor]:
         """Returns the schedule of the training and what validations measured on it, for a checkpoint."""
@@ -185,7 +183,7 @@ class Denoiser(nn.Module):
         found, own = state["log_alpha_bar"], self.state()["log_alpha_bar"]
         same = found.shape == own.shape and torch.allclose(found, own, rtol=1e-9)
         x0_mse = state.get("x0_mse")
-        if not same and self.time == "t":
+        if not same and self.network_spec.time == "t":
             warnings.warn(
                 f"The network was trained with another schedule of {len(found) - 1:,} steps, and its timesteps have "
                 f"another noise in {self.schedule}; a network with time='log_snr' could use both.",
@@ -203,22 +201,20 @@ class Denoiser(nn.Module):
             if x0_mse is not None:
                 x0_mse = interpolate(x, knots, x0_mse.clamp(min=1e-30).log()).exp()
         if x0_mse is not None:
-            self.x0_mse = x0_mse
+            self.set_x0_mse(x0_mse)
 
     def _timesteps(self, x: Tensor, t: int | Tensor) -> Tensor:
-        t = check_timesteps(t, 1, self.schedule.num_steps, real=self.time == "log_snr")
+        t = check_timesteps(t, 1, self.schedule.num_steps, real=self.network_spec.time == "log_snr")
         if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x)):
             raise ValueError(f"t must be an int or have one timestep a sample, [{len(x)}], not {tuple(t.shape)}.")
         return t
 
     def _call(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Calls the network once; returns the prediction, the estimate of x_0, not clipped, and `Estimate.fraction`."""
-        stop_if_cancelled()
+        """Calls the network once; returns the prediction, x0_hat without clipping, and the rest of `Estimate`."""
         weight = next((p for p in self.network.parameters() if p.is_floating_point()), x_t)
-        time = to_device(network_time(self.schedule, t, self.time).expand(len(x_t)), x_t.device)
-        x = x_t
-        if self.sigma_data is not None:
-            x = x_t * expand_like(marginal_variance(self.schedule, t, self.sigma_data).rsqrt(), x_t)
+        time = to_device(network_time(self.schedule, t, self.network_spec.time).expand(len(x_t)), x_t.device)
+        scale = self.parametrization.input_scale(self.schedule, t)
+        x = x_t if scale is None else x_t * expand_like(scale, x_t)
         output: Tensor = self.network(x.to(weight.dtype), time, **cond)
         expected = [len(x_t), self.outputs * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
         if list(output.shape) != expected:
@@ -227,13 +223,13 @@ class Denoiser(nn.Module):
                 f"{type(self.parametrization).__name__} with variance={self.variance!r} needs {expected}."
             )
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        fraction = None
+        position = None
         if self.variance == "learned":
-            output, position = output.tensor_split([-x_t.shape[1]], dim=1)
-            fraction = (position + 1) / 2
+            output, logits = output.tensor_split([-x_t.shape[1]], dim=1)
+            position = (logits + 1) / 2
         with torch.autocast(x_t.device.type, enabled=False):
             prediction = self.parametrization.activation(self.schedule, output, x_t, t)
-            return prediction, self.parametrization.x0_hat(self.schedule, prediction, x_t, t), fraction
+            return prediction, self.parametrization.x0_hat(self.schedule, prediction, x_t, t), position
 
 
 @contextmanager

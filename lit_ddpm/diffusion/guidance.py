@@ -11,6 +11,43 @@ from lit_ddpm._internal.device import to_device
 from lit_ddpm.diffusion.denoiser import Denoiser, Estimate
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022).
+
+    Args:
+        scale: The scale in sampling, see `GuidedDenoiser`; 1 is without guidance.
+        dropout: The probability of replacing a training label by "no label", in [0, 1); guidance needs it.
+    """
+
+    scale: float = 1.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout} of Guidance must be in [0, 1).")
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raises a ValueError if a setting is used and the network of a denoiser has no labels, or not "no label"."""
+        if self.scale != 1:
+            _no_label(denoiser, f"scale = {self.scale}")
+        if self.dropout > 0:
+            _no_label(denoiser, f"dropout = {self.dropout}")
+
+    def drop(self, cond: dict[str, Any], no_label: int | None) -> dict[str, Any]:
+        """Returns the keyword arguments with some labels replaced; draws from torch's global CPU generator."""
+        if self.dropout == 0 or no_label is None:
+            return cond
+        label: Tensor = cond["label"]
+        dropped = to_device(torch.rand(len(label)) < self.dropout, label.device)
+        return {**cond, "label": label.masked_fill(dropped, no_label)}
+
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        """Returns the denoiser for sampling: with guidance, or itself at a scale of 1."""
+        return denoiser if self.scale == 1 else GuidedDenoiser(denoiser, self.scale)
+
+
 class GuidedDenoiser(Denoiser):
     """A denoiser with classifier-free guidance (Ho and Salimans 2022).
 
@@ -24,56 +61,28 @@ class GuidedDenoiser(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
-        super().__init__(
-            denoiser.network,
-            denoiser.schedule,
-            denoiser.parametrization,
-            denoiser.variance,
-            denoiser.clip,
-            denoiser.time,
-            denoiser.sigma_data,
-        )
-        name = type(denoiser.network).__name__
-        if denoiser.num_classes is None:
-            raise ValueError(f"guidance = {scale} needs a class-conditional network: num_classes of {name} is None.")
-        if denoiser.no_label is None:
-            raise ValueError(f'guidance = {scale} needs a network with "no label": no_label of {name} is False.')
-        self.x0_mse = denoiser.x0_mse
+        super().__init__(**denoiser.settings)
         self.scale = scale
-        self.unconditional: int = denoiser.no_label
+        self.no_label = _no_label(denoiser, f"scale = {scale}")
 
     @override
     def estimate(self, x_t: Tensor, t: int | Tensor, **cond: Any) -> Estimate:
         t = self._timesteps(x_t, t)
         batch = len(x_t)
         doubled = {key: x.repeat(2, *[1] * (x.ndim - 1)) if isinstance(x, Tensor) else x for key, x in cond.items()}
-        doubled["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.unconditional)])
+        doubled["label"] = torch.cat([cond["label"], torch.full_like(cond["label"], self.no_label)])
         x_t, t = torch.cat([x_t, x_t]), t.expand(batch).repeat(2)
-        _, x0_hat, fraction = self._call(x_t, t, doubled)
+        _, x0_hat, position = self._call(x_t, t, doubled)
         with_label, without_label = x0_hat.chunk(2)
         x0_hat = without_label + self.scale * (with_label - without_label)
-        return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, None if fraction is None else fraction[:batch])
+        return Estimate(x0_hat.clamp(-1, 1) if self.clip else x0_hat, None if position is None else position[:batch])
 
 
-@dataclass(frozen=True)
-class LabelDropout:
-    """Replaces training labels by "no label" at random, which classifier-free guidance needs."""
-
-    probability: float  # of a replacement, in [0, 1)
-    no_label: int | None  # the value of "no label"; None for a network without it
-
-    def __post_init__(self) -> None:
-        """Checks the settings."""
-        if not 0 <= self.probability < 1:
-            raise ValueError(f"label_dropout = {self.probability} must be in [0, 1).")
-        if self.probability > 0 and self.no_label is None:
-            needed = 'a class-conditional network with "no label"'
-            raise ValueError(f"label_dropout = {self.probability} needs {needed}: set num_classes.")
-
-    def __call__(self, cond: dict[str, Any]) -> dict[str, Any]:
-        """Returns the keyword arguments with some labels replaced; draws from torch's global CPU generator."""
-        if self.probability == 0 or self.no_label is None:
-            return cond
-        label: Tensor = cond["label"]
-        dropped = to_device(torch.rand(len(label)) < self.probability, label.device)
-        return {**cond, "label": label.masked_fill(dropped, self.no_label)}
+def _no_label(denoiser: Denoiser, setting: str) -> int:
+    """Returns the label that means "no label"; raises a ValueError for a network without it."""
+    spec, needs = denoiser.network_spec, f"{setting} of Guidance needs a"
+    if spec.num_classes is None:
+        raise ValueError(f"{needs} class-conditional network: num_classes of {spec.name} is None.")
+    if spec.no_label is None:
+        raise ValueError(f'{needs} network with "no label": no_label of {spec.name} is False.')
+    return spec.no_label

@@ -1,10 +1,12 @@
-"""Networks: what a denoiser and `DDPM` read from them, and how they are told the time."""
+"""Networks: what a denoiser and `DDPM` read from them, and the time that they get."""
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_ddpm._internal.checks import check_one_of
 from lit_ddpm.diffusion.schedule import Schedule
 
 NetworkTime = Literal["t", "log_snr"]
@@ -26,33 +28,62 @@ def is_per_image(value: Any, num_images: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_images
 
 
-@runtime_checkable
-class ImageNetwork(Protocol):
-    """A network that states its channels, which `DDPM` compares with those of the data."""
+class Network(Protocol):
+    """The attributes of a network that this package reads. All are optional."""
 
     in_channels: int
+    """Channels of x_t."""
+
     out_channels: int
-
-
-@runtime_checkable
-class ClassConditionalNetwork(Protocol):
-    """A network with the keyword argument ``label``, int64 ``[B]``; the value ``num_classes`` means "no label".
-
-    A network without such a value has an attribute ``no_label`` that is False.
-    """
-
-    num_classes: int | None
-
-
-@runtime_checkable
-class ConditionalNetwork(Protocol):
-    """A network with the keyword argument ``cond``, ``[B, cond_channels, ...]``."""
-
-    cond_channels: int | None
-
-
-@runtime_checkable
-class SpatialNetwork(Protocol):
-    """A network for a fixed number of dimensions next to the channels: 1 for sequences, 2 for images, 3 for volumes."""
+    """Channels of the output."""
 
     dims: int
+    """Dimensions next to the channels: 1 for sequences, 2 for images, 3 for volumes."""
+
+    num_classes: int | None
+    """The number of classes of the keyword argument ``label``, int64 ``[B]``; None without labels."""
+
+    no_label: bool
+    """Whether the label `num_classes` means "no label"; it does by default."""
+
+    cond_channels: int | None
+    """Channels C' of the keyword argument ``cond``, ``[B, C', ...]``; None without conditions."""
+
+    time: NetworkTime
+    """What the network gets as t, see `NetworkTime`; ``"t"`` by default."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """The attributes of a `Network` as a denoiser read them, with defaults for those that are absent."""
+
+    name: str  # its class
+    in_channels: int | None
+    out_channels: int | None
+    dims: int | None
+    num_classes: int | None
+    no_label: int | None  # the label that means "no label"; None for a network without it
+    cond_channels: int | None
+    time: NetworkTime
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "NetworkSpec":
+        """Reads a network.
+
+        Raises:
+            ValueError: If its time is not a `NetworkTime`.
+        """
+        name, num_classes = type(network).__name__, getattr(network, "num_classes", None)
+        time = getattr(network, "time", "t")
+        time = time if isinstance(time, str) else "t"  # a layer of that name
+        check_one_of(name, get_args(NetworkTime), time=time)
+        return cls(
+            name=name,
+            in_channels=getattr(network, "in_channels", None),
+            out_channels=getattr(network, "out_channels", None),
+            dims=getattr(network, "dims", None),
+            num_classes=num_classes,
+            no_label=num_classes if getattr(network, "no_label", True) else None,
+            cond_channels=getattr(network, "cond_channels", None),
+            time=time,  # type: ignore[arg-type]  # checked above
+        )

@@ -64,16 +64,16 @@ class PosteriorKL(Objective):
     @override
     def __call__(self, denoiser: Denoiser, pred: Prediction) -> Tensor:
         x_0, x_t, x0_hat = (to_float64(x) for x in (pred.x_0, pred.x_t, pred.x0_hat))
-        q = q_posterior(denoiser.schedule, x_t, x_0, pred.t.clamp(min=2))
-        variance = denoiser.training_variance
-        p = denoiser.p_given_x0_hat(x_t, x0_hat, pred.t.clamp(min=2), fraction=pred.fraction, variance=variance)
+        t, position, variance = pred.t.clamp(min=2), pred.log_variance_position, denoiser.training_variance
+        q = q_posterior(denoiser.schedule, x_t, x_0, t)
+        p = denoiser.p_given_x0_hat(x_t, x0_hat, t, log_variance_position=position, variance=variance)
         loss = gaussian_kl(q, p).flatten(1).mean(1)
         rows = to_device((pred.t == 1).nonzero().flatten(), x_0.device)
         if len(rows) > 0:
             if self.decoder is None:
                 raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
-            fraction = pred.fraction[rows] if pred.fraction is not None else None
-            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, fraction=fraction, variance=variance)
+            position = position[rows] if position is not None else None
+            p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, log_variance_position=position, variance=variance)
             nll = -self.decoder.log_prob(x_0[rows], p)
             loss = loss.index_copy(0, rows, nll.flatten(1).mean(1))
         return loss
@@ -166,8 +166,8 @@ def check_training(denoiser: Denoiser, objective: Objective, timesteps: Timestep
     if not timesteps.continuous:
         return
     name, schedule = type(timesteps).__name__, denoiser.schedule
-    if denoiser.time != "log_snr":
-        raise ValueError(f"timesteps = {name} draws real numbers: set time to log_snr, not {denoiser.time!r}.")
+    if (time := denoiser.network_spec.time) != "log_snr":
+        raise ValueError(f"timesteps = {name} draws real numbers: set time of the network to log_snr, not {time!r}.")
     for part in (objective, denoiser.parametrization):
         if part.stepwise:
             raise ValueError(
@@ -197,13 +197,25 @@ def training_loss(
     """Draws timesteps and noise from torch's global generators and returns the loss of a batch; one network call.
 
     ``training_loss(denoiser, x_0).loss.backward()`` is a training step without Lightning, with floating-point images
-    `x_0` ``[B, ...]`` on the device of the network. The defaults are `PredictionMSE` and `UniformTimesteps`.
+    `x_0` ``[B, ...]`` on the device of the network. The defaults are `PredictionMSE` and `UniformTimesteps`. A sampler
+    that follows the losses, such as `AdaptiveTimesteps`, is updated with those of this batch and process.
     """
+    timesteps = timesteps or UniformTimesteps()
+    result = loss_of_batch(denoiser, x_0, objective or PredictionMSE(), timesteps, **cond)
+    if timesteps.uses_losses:
+        timesteps.update(result.pred.t, result.losses.detach().cpu())
+    return result
+
+
+def loss_of_batch(
+    denoiser: Denoiser, x_0: Tensor, objective: Objective, timesteps: TimestepSampler, **cond: Any
+) -> TrainingLoss:
+    """Returns `training_loss` without the update of the timestep sampler."""
     if not x_0.is_floating_point():
         raise TypeError(f"x_0 must be floating point, such as pixels scaled to [-1, 1]; its dtype is {x_0.dtype}.")
-    t, weight = (timesteps or UniformTimesteps()).sample(len(x_0), denoiser.schedule.num_steps)
+    t, weight = timesteps.sample(len(x_0), denoiser.schedule.num_steps)
     pred = denoiser.predict(x_0, t, torch.randn_like(x_0), **cond)
-    losses = (objective or PredictionMSE())(denoiser, pred)
+    losses = objective(denoiser, pred)
     return TrainingLoss((expand_like(weight, losses) * losses).mean(), losses, weight, pred)
 
 

@@ -38,6 +38,10 @@ class Parametrization(Configurable, ABC):
         """The network's outputs for each component of the images: 1, or one for each of the `levels`."""
         return self.levels or 1
 
+    def input_scale(self, schedule: Schedule, t: Tensor) -> Tensor | None:
+        """Returns the factor of x_t in the network's input (c_in), float64 of the shape of `t`; None for x_t itself."""
+        return None
+
     def activation(self, schedule: Schedule, output: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
         """Returns the prediction ``[B, C, ...]`` for the output ``[B, outputs C, ...]``: here the output itself."""
         return output
@@ -123,9 +127,9 @@ class EDMParametrization(Parametrization):
     """The output is what is left after the best linear estimate of x_0, in units of its error (Karras et al. 2022).
 
     For independent data of mean 0 and variance ``sigma_data^2`` the best linear estimate is ``skip x_t``, and the
-    target of the network has variance 1 at every t. The paper's c_skip and c_out are those of ``x_t / sqrt(alpha_bar)``
-    with ``sigma^2 = 1 / SNR``. For ``sigma_data = 1`` the output is -v. The c_in of the paper is ``sigma_data`` of a
-    `Denoiser`.
+    target of the network has variance 1 at every t. So has its input, x_t divided by its standard deviation (c_in).
+    The paper's c_skip and c_out are those of ``x_t / sqrt(alpha_bar)`` with ``sigma^2 = 1 / SNR``. For
+    ``sigma_data = 1`` the output is -v, and the input x_t.
 
     Args:
         sigma_data: The standard deviation of the data.
@@ -142,6 +146,10 @@ class EDMParametrization(Parametrization):
         signal, variance = schedule.alpha_bar(t).sqrt(), marginal_variance(schedule, t, self.sigma_data)
         noise = schedule.one_minus_alpha_bar(t).sqrt()
         return self.sigma_data**2 * signal / variance, self.sigma_data * noise / variance.sqrt()
+
+    @override
+    def input_scale(self, schedule: Schedule, t: Tensor) -> Tensor | None:
+        return marginal_variance(schedule, t, self.sigma_data).rsqrt()
 
 
 @dataclass(eq=False)

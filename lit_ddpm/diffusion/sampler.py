@@ -1,6 +1,5 @@
 """Samplers: reverse steps from noise to images."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm._internal.device import page_locked, to_device
 from lit_ddpm._internal.random import keyed_generator
-from lit_ddpm._internal.threads import evaluation_threads, in_threads
 from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
 from lit_ddpm.diffusion.network import is_per_image
@@ -50,7 +48,7 @@ class Sampler(Configurable, ABC):
     def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:
         """Returns x_s at ``s < t`` from `x_t` ``[B, ...]``; noise is drawn by `standard_normal`.
 
-        Every trajectory has its own copy of the sampler, so a multistep method may keep state on ``self``.
+        A multistep method overrides `trajectory`, whose local variables keep the previous estimates.
         """
 
     def timesteps(self, schedule: Schedule) -> list[int]:
@@ -66,11 +64,10 @@ class Sampler(Configurable, ABC):
         self, denoiser: Denoiser, x_T: Tensor, generator: torch.Generator, **cond: Any
     ) -> Iterator[tuple[int, Tensor]]:
         """Yields ``(s, x_s)`` for every timestep of a trajectory, from ``(T, x_T)`` to ``(0, x_0)``."""
-        x, sampler = x_T, copy.copy(self)
-        timesteps = self.timesteps(denoiser.schedule)
+        x, timesteps = x_T, self.timesteps(denoiser.schedule)
         yield timesteps[0], x
         for t, s in pairwise(timesteps):
-            x = sampler.step(denoiser, x, t, s, generator, **cond)
+            x = self.step(denoiser, x, t, s, generator, **cond)
             yield s, x
 
     def __call__(
@@ -98,7 +95,7 @@ class Sampler(Configurable, ABC):
 
         chunks = range(first_index // self.chunk_size, -(-(first_index + count) // self.chunk_size))
         with evaluating(denoiser):
-            images = in_threads(draw, chunks, evaluation_threads(denoiser.network))
+            images = [draw(chunk) for chunk in chunks]
         return torch.cat(images) if images else torch.zeros(tuple(shape), device=device)
 
 
@@ -163,25 +160,38 @@ class DPMSolverSampler(Sampler):
     chunk_size: int = 64
 
     @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._previous: tuple[Tensor, Tensor] | None = None  # x0_hat of the previous step, and half its log SNR
+    def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:
+        return _dpm_step(denoiser.schedule, x_t, denoiser(x_t, t, **cond), t, s)
 
     @override
-    def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:
-        schedule = denoiser.schedule
-        signal_t, signal_s = schedule.alpha_bar(t).sqrt(), schedule.alpha_bar(s).sqrt()
-        noise_t, noise_s = schedule.one_minus_alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(s).sqrt()
-        lambda_t, lambda_s = signal_t.log() - noise_t.log(), signal_s.log() - noise_s.log()
-        x0_hat: Tensor = denoiser(x_t, t, **cond)
-        estimate = x0_hat
-        if self._previous is not None and s > 0:
-            x0_previous, lambda_previous = self._previous
-            ratio = (lambda_s - lambda_t) / (2 * (lambda_t - lambda_previous))
-            estimate = x0_hat + float(ratio) * (x0_hat - x0_previous)
-        self._previous = (x0_hat, lambda_t)
-        kept = noise_s / noise_t
-        return float(kept) * x_t + float(signal_s - kept * signal_t) * estimate
+    def trajectory(
+        self, denoiser: Denoiser, x_T: Tensor, generator: torch.Generator, **cond: Any
+    ) -> Iterator[tuple[int, Tensor]]:
+        x, timesteps, half_log_snr = x_T, self.timesteps(denoiser.schedule), _half_log_snr(denoiser.schedule)
+        yield timesteps[0], x
+        previous: tuple[Tensor, int] | None = None  # x0_hat of the previous step, and its timestep
+        for t, s in pairwise(timesteps):
+            x0_hat: Tensor = denoiser(x, t, **cond)
+            estimate = x0_hat
+            if previous is not None and s > 0:
+                x0_previous, t_previous = previous
+                ratio = (half_log_snr[s] - half_log_snr[t]) / (2 * (half_log_snr[t] - half_log_snr[t_previous]))
+                estimate = x0_hat + float(ratio) * (x0_hat - x0_previous)
+            previous = x0_hat, t
+            x = _dpm_step(denoiser.schedule, x, estimate, t, s)
+            yield s, x
+
+
+def _half_log_snr(schedule: Schedule) -> Tensor:
+    """Returns half of log SNR at t = 0..T, ``[T + 1]``; infinity at t = 0."""
+    t = torch.arange(schedule.num_steps + 1)
+    return schedule.alpha_bar(t).sqrt().log() - schedule.one_minus_alpha_bar(t).sqrt().log()
+
+
+def _dpm_step(schedule: Schedule, x_t: Tensor, estimate: Tensor, t: int, s: int) -> Tensor:
+    """Returns x_s of the deterministic process for an estimate of x_0."""
+    kept = schedule.one_minus_alpha_bar(s).sqrt() / schedule.one_minus_alpha_bar(t).sqrt()
+    return float(kept) * x_t + float(schedule.alpha_bar(s).sqrt() - kept * schedule.alpha_bar(t).sqrt()) * estimate
 
 
 def standard_normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

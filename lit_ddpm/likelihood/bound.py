@@ -1,71 +1,152 @@
-"""The variational bound on the negative log-likelihood, term by term.
-
-    -ln p_theta(x_0) <= KL(q(x_T|x_0) || N(0, I))                                            prior
-                        + sum_{t=2..T} E KL(q(x_{t-1}|x_t,x_0) || p_theta(x_{t-1}|x_t))      diffusion
-                        + E[-ln p_theta(x_0|x_1)]                                            reconstruction
-
-(Ho et al. 2020, eq. 5). The noise of an image is a function of (seed, index), so the bound does not depend on the batch
-or the rank that computes it.
-"""
+"""The variational bound of images: rows by image and sums by timestep, which add up over batches and ranks."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
-from torch.nn.functional import interpolate
+from torch import Tensor
 
-from lit_ddpm._internal.device import page_locked, to_device
-from lit_ddpm._internal.random import image_generators
-from lit_ddpm._internal.threads import evaluation_threads, in_threads
-from lit_ddpm.diffusion.decoder import Decoder
-from lit_ddpm.diffusion.denoiser import Denoiser, evaluating
-from lit_ddpm.diffusion.gaussian import Gaussian, gaussian_kl, q_marginal, q_posterior, to_float64
-from lit_ddpm.diffusion.timesteps import importance_density
+from lit_ddpm._internal.files import write_arrays
+from lit_ddpm.diffusion.variance import smooth_x0_mse
+from lit_ddpm.likelihood.flow import Likelihood
+from lit_ddpm.likelihood.report import LIKELIHOOD, TERMS, Report
 
-BLOCK = 16  # timesteps per call of the generator; the noise of (seed, index) depends on it
-KNOTS = 16  # averages that `smooth_rms` interpolates
+ROWS = ("index", "prior", "diffusion", "reconstruction")
+SUMS = (
+    *("differences", "squared_differences", "kl_terms", "squared_kl_terms", "reconstruction_by_scale"),
+    *("visits", "kl", "squared_error"),
+)
+SHARED = ("dims", "num_calls", "num_steps", "discrete", "conditioned_on")
+"""The names of the rows by image, of the sums over images and calls, and of what is the same for all images."""
+
 DECODER_SCALES = 2 ** (torch.arange(-12, 13, dtype=torch.float64) / 2)
 """The factors of beta_1 among which the best variance of the decoder is chosen."""
 
-UNIFORM_SHARE = 0.01  # probability of a uniform draw, so that every timestep remains possible
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bound:
-    """The terms of the bound for each image, in nats summed over dimensions, float64 on the CPU."""
+    """The bound of a batch, of a dataset or of all ranks, float64 on the CPU; ``sum(bounds)`` is that of all images.
 
-    prior: Tensor  # [B], KL(q(x_T|x_0) || N(0, I)), exact
-    diffusion: Tensor  # [B], the sum of the KL terms over t = 2..T, or its unbiased estimate
-    reconstruction: Tensor  # [B], -log p(x_0|x_1) of the decoder
+    Terms are in nats, summed over the dimensions of an image.
+    """
 
-    # Averages over the images. The differences are those of the terms of `diffusion` at neighboring timesteps.
-    differences: Tensor  # [num_calls // 2], none for two calls; the input of `noise_variance`
+    # Rows by image.
+    index: Tensor  # int64 [N], in the dataset
+    prior: Tensor  # [N], KL(q(x_T|x_0) || N(0, I)), exact
+    diffusion: Tensor  # [N], the sum of the KL terms over t = 2..T, or its unbiased estimate
+    reconstruction: Tensor  # [N], -log p(x_0|x_1) of the decoder
+
+    # Sums over the images. The differences are those of the terms of `diffusion` at neighboring timesteps.
+    differences: Tensor  # [num_calls // 2], none for two calls
     squared_differences: Tensor  # scalar, summed over the pairs
-    profile: Tensor  # [T - 1], each KL term, t = 2..T; it sums to the mean of `diffusion`
-    second_moment: Tensor  # [T - 1], the square of each KL term, or its unbiased estimate
+    kl_terms: Tensor  # [T - 1], each KL term, t = 2..T; they add up to the sum of `diffusion`
+    squared_kl_terms: Tensor  # [T - 1], the square of each KL term, or its unbiased estimate
+    reconstruction_by_scale: Tensor  # for a decoder of variance beta_1 times each of the `DECODER_SCALES`
 
     # Sums over the network calls at each timestep.
     visits: Tensor  # [T], the number of calls at t = 1..T
-    kl: Tensor  # [T - 1], the KL terms, t = 2..T
+    kl: Tensor  # [T - 1], the KL, t = 2..T
     squared_error: Tensor  # [T], |x0_hat - x_0|^2 per dimension, t = 1..T
 
-    # Summed over the images: `reconstruction` for a decoder of variance beta_1 times each of the `DECODER_SCALES`.
-    reconstruction_by_scale: Tensor
-
+    # The same for all images.
     dims: int  # dimensions of an image
     num_calls: int  # network calls for each image
+    discrete: bool  # whether the decoder gives probabilities, so that there are bits
+    kl_weight: Tensor  # [T], of the posterior variance
+    conditioned_on: tuple[str, ...] = ()  # the conditions of the model, such as "label": it is that of p(x_0|label)
+
+    columns: dict[str, Tensor] = field(default_factory=dict)  # further rows [N], see `with_columns`
 
     @property
     def total(self) -> Tensor:
-        """The bound, ``[B]``."""
+        """The bound, ``[N]``."""
         return self.prior + self.diffusion + self.reconstruction
+
+    @property
+    def profile(self) -> Tensor:
+        """The mean over the images of each KL term, ``[T - 1]`` for t = 2..T; it sums to the mean of `diffusion`."""
+        return self.kl_terms / len(self.index)
+
+    @property
+    def second_moment(self) -> Tensor:
+        """The mean square of each KL term, ``[T - 1]`` for t = 2..T, for `variational_bound`."""
+        return self.squared_kl_terms / len(self.index)
+
+    @property
+    def num_steps(self) -> int:
+        """The schedule's T."""
+        return len(self.visits)
+
+    @property
+    def scale(self) -> float:
+        """The factor from nats to bits per dimension, or to nats per dimension for real values."""
+        return 1 / (self.dims * (math.log(2) if self.discrete else 1))
+
+    def __add__(self, other: "Bound") -> "Bound":
+        """Returns the bound of the images of both.
+
+        Raises:
+            ValueError: If they differ in their dimensions, network calls, schedule, decoder, conditions or columns.
+        """
+        for name in SHARED:
+            if getattr(self, name) != getattr(other, name):
+                values = f"{getattr(self, name)} and {getattr(other, name)}"
+                raise ValueError(f"bounds with {name} = {values} cannot be added.")
+        if self.columns.keys() != other.columns.keys() or not torch.equal(self.kl_weight, other.kl_weight):
+            raise ValueError("bounds of other schedules or with other columns cannot be added.")
+        rows: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ROWS}
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
+        columns = {name: torch.cat([values, other.columns[name]]) for name, values in self.columns.items()}
+        return replace(self, **rows, **sums, columns=columns)
+
+    def __radd__(self, other: int) -> "Bound":
+        """Returns the bound itself for 0, the start of ``sum``."""
+        return self if other == 0 else NotImplemented
+
+    def with_columns(self, **columns: Tensor) -> "Bound":
+        """Returns the bound with further values of each image, ``[N]`` in nats.
+
+        ``baseline`` is the code length of the images under another model.
+        """
+        return replace(self, columns=self.columns | {name: x.cpu().double() for name, x in columns.items()})
+
+    def with_likelihood(self, exact: Likelihood, coarse: Likelihood | None = None) -> "Bound":
+        """Returns the bound next to the exact likelihood of the images, and to one of fewer steps of the solver."""
+        error = torch.full_like(self.prior, torch.nan) if coarse is None else exact.total - coarse.total
+        terms = exact.flow, exact.dequantization, exact.reconstruction, exact.total
+        return self.with_columns(**dict(zip(LIKELIHOOD, (*terms, self.total - exact.total, error), strict=True)))
+
+    def x0_mse(self) -> Tensor:
+        """Returns an estimate of the x0-MSE at t = 1..T, ``[T]``; see `smooth_x0_mse`."""
+        return smooth_x0_mse(self.squared_error, self.visits)
+
+    def decoder_scale(self) -> float:
+        """Returns the best of the `DECODER_SCALES` for the images."""
+        return float(DECODER_SCALES[self.reconstruction_by_scale.argmin()])
+
+    def noise_variance(self) -> float:
+        """Returns the variance of `diffusion` of one image over its noise and timesteps, see `noise_variance`."""
+        count = len(self.index)
+        return noise_variance(self.differences / count, self.squared_differences / count, count)
+
+    def report(self, num_available: int | None = None) -> Report:
+        """Returns the report; the images are a random part of `num_available`, if that is not None."""
+        return Report.of(self, num_available)
+
+    def save(self, path: Path) -> None:
+        """Writes the rows by image as ``.npz``, in the order of the index and in the unit of the report."""
+        order = self.index.argsort()
+        rows = {name: getattr(self, name) for name in TERMS} | self.columns
+        arrays = {name: (values[order] * self.scale).numpy() for name, values in rows.items()}
+        write_arrays(path, {"index": self.index[order].numpy(), **arrays})
 
 
 def noise_variance(differences: Tensor, squared_differences: Tensor, num_images: int) -> float:
     """Returns the variance of `Bound.diffusion` of one image over its noise and timesteps, in squared nats.
+
+    The arguments are averages over the images.
 
     Terms at neighboring timesteps have independent noise, so the variance of their difference over the images is the
     sum of their variances; it is larger where the slope of the terms differs between images (collapsed strata: Cochran
@@ -77,175 +158,16 @@ def noise_variance(differences: Tensor, squared_differences: Tensor, num_images:
     return max(variance, 0.0) * num_images / (num_images - 1)
 
 
-def smooth_rms(second_moment: Tensor) -> Tensor:
-    """Returns a smooth estimate of the root mean square of each KL term, ``[T - 1]``, from its second moment.
-
-    It interpolates averages that are rounded to powers of sqrt(2), so that the float32 rounding of another batch size
-    does not move a timestep.
-    """
-    num_kl = len(second_moment)
-    block = torch.arange(num_kl) * min(KNOTS, num_kl) // num_kl
-    sums = torch.zeros(int(block[-1]) + 1, dtype=torch.float64).index_add_(0, block, second_moment.cpu().double())
-    mean = sums / block.bincount()
-    knots = 2 ** (mean.clamp(min=1e-30).log2().round() / 2)
-    return interpolate(knots[None, None], size=num_kl, mode="linear")[0, 0]
-
-
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
     """Converts nats for an image of `dims` dimensions to bits per dimension."""
     return nats / (dims * math.log(2))
 
 
-def variational_bound(
-    denoiser: Denoiser,
-    x_0: Tensor,
-    decoder: Decoder,
-    num_timesteps: int | None = None,
-    seed: int = 0,
-    index: Tensor | None = None,
-    second_moment: Tensor | None = None,
-    **cond: Any,
-) -> Bound:
-    """Returns the bound of `x_0` under the denoiser, in evaluation mode and without gradients.
+def histogram_nats(histogram: Tensor, x_0: Tensor) -> Tensor:
+    """Returns the code length of images under an independent histogram for each pixel, in nats ``[B]`` on the CPU.
 
-    The network is called once for each timestep with all images, so the memory of activations does not grow with T.
-
-    Args:
-        denoiser: The model.
-        x_0: The images, ``[B, ...]``.
-        decoder: The likelihood at t = 1.
-        num_timesteps: None evaluates every t. A number K gives an unbiased estimate from K calls for each image: t = 1,
-            and one t from each of K - 1 equal strata of 2..T. K = T is the exact sum.
-        seed: The seed of the noise.
-        index: The index of each image in its dataset, ``[B]``; counted from 0 if None.
-        second_moment: `Bound.second_moment` of an earlier bound, ``[T - 1]``; it reduces the variance of an estimate.
-            Then t is drawn in proportion to the root mean square of the KL terms (Nichol and Dhariwal 2021, section
-            3.3), with the squared norm of eps as a control variate.
-        **cond: Keyword arguments of the network.
+    The `histogram` has counts ``[levels, C, H, W]``, to which one is added; `x_0` is ``[B, C, H, W]`` on those levels.
     """
-    num_steps = denoiser.schedule.num_steps
-    num_calls = num_steps if num_timesteps is None else num_timesteps
-    if not 2 <= num_calls <= num_steps:
-        raise ValueError(f"num_timesteps = {num_timesteps} must be in 2..{num_steps}, or None for all T.")
-    decoder.check(x_0)
-    if denoiser.clip and (largest := float(x_0.abs().max())) > 1:
-        raise ValueError(f"clip = True needs images in [-1, 1]; these reach {largest:g}: set clip to False.")
-    generators = image_generators("bound", seed, index, len(x_0))
-    num_kl = num_steps - 1
-    if second_moment is not None and len(second_moment) != num_kl:
-        raise ValueError(f"second_moment must have one value for each t = 2..T, {num_kl}, not {len(second_moment)}.")
-    density = torch.full((num_kl,), 1 / num_kl, dtype=torch.float64)
-    rms = torch.zeros_like(density)
-    if second_moment is not None and num_calls < num_steps:
-        rms = smooth_rms(second_moment)
-        density = importance_density(rms, UNIFORM_SHARE)
-    terms = _evaluate(denoiser, x_0, decoder, _draws(x_0, generators, num_calls, density), cond)
-    return _reduce(terms, rms, density, dims=x_0[0].numel())
-
-
-_Draw = tuple[Tensor, Tensor]
-"""The random numbers of one network call: t, int64 ``[B]`` on the CPU, and eps, ``[B, ...]``, page-locked for a GPU."""
-
-
-class _Terms(NamedTuple):
-    """The results of the K network calls, float64 on the CPU; row k is call k, and call 0 has t = 1."""
-
-    prior: Tensor  # [B]
-    reconstruction: Tensor  # [B]
-    reconstruction_by_scale: Tensor
-    t: Tensor  # int64 [K, B]
-    squared_error: Tensor  # [K, B], mean of |x0_hat - x_0|^2 over the dimensions
-    kl: Tensor  # [K - 1, B], the KL at t[1:]
-    excess_noise: Tensor  # [K - 1, B], mean of eps^2 over the dimensions, minus its expectation 1
-
-
-def _evaluate(
-    denoiser: Denoiser, x_0: Tensor, decoder: Decoder, draws: Iterator[list[_Draw]], cond: dict[str, Any]
-) -> _Terms:
-    """Calls the network once for each of the `draws`; those of a block are independent."""
-    schedule, clean = denoiser.schedule, to_float64(x_0)
-
-    def call(draw: _Draw) -> dict[str, Tensor]:
-        t, eps = draw[0], to_device(draw[1], x_0.device).to(clean)
-        x_t = q_marginal(schedule, clean, t).sample(eps)
-        estimate = denoiser.estimate(x_t.to(x_0.dtype), t, **cond)
-        x0_hat = estimate.x0_hat.to(clean)
-        p = denoiser.p_given_x0_hat(x_t, x0_hat, t, fraction=estimate.fraction)
-        found = {"t": t, "squared_error": ((x0_hat - clean) ** 2).flatten(1).mean(1)}
-        if bool((t == 1).all()):
-            variances = (schedule.beta(1) * DECODER_SCALES).to(clean)
-            scaled = [-decoder.log_prob(clean, Gaussian(x0_hat, variance)).sum() for variance in variances]
-            found["reconstruction"] = _per_image(-decoder.log_prob(clean, p))
-            found["reconstruction_by_scale"] = torch.stack(scaled)
-        else:
-            found["kl"] = _per_image(gaussian_kl(q_posterior(schedule, x_t, clean, t), p))
-            found["excess_noise"] = (eps**2).flatten(1).mean(1) - 1
-        return found
-
-    with evaluating(denoiser):
-        standard_normal = Gaussian(torch.zeros_like(clean), torch.ones_like(clean))
-        prior = gaussian_kl(q_marginal(schedule, clean, schedule.num_steps), standard_normal)
-        num_threads = evaluation_threads(denoiser.network)
-        calls = [found for block in draws for found in in_threads(call, block, num_threads)]
-
-    def rows(name: str) -> Tensor:
-        return torch.stack([found[name] for found in calls if name in found]).cpu()
-
-    return _Terms(
-        prior=_per_image(prior).cpu().double(),
-        reconstruction=rows("reconstruction")[0].double(),
-        reconstruction_by_scale=rows("reconstruction_by_scale")[0].double(),
-        t=rows("t"),
-        squared_error=rows("squared_error").double(),
-        kl=rows("kl").double(),
-        excess_noise=rows("excess_noise").double(),
-    )
-
-
-def _reduce(terms: _Terms, rms: Tensor, density: Tensor, dims: int) -> Bound:
-    """Reduces the arrays of all network calls to a `Bound`."""
-    num_kl, (num_terms, num_images) = len(density), terms.kl.shape
-    column = terms.t[1:] - 2
-    weight = 1 / (num_terms * density[column])
-    weighted = weight * (terms.kl - rms[column] * terms.excess_noise)  # the control variate has mean 0
-
-    def sum_by_timestep(values: Tensor, first_t: int) -> Tensor:
-        t = terms.t[-len(values) :] - first_t
-        return torch.zeros(num_kl + 2 - first_t, dtype=torch.float64).index_add_(0, t.flatten(), values.flatten())
-
-    # Terms 0 and 1, 2 and 3, ...; a last one without a partner is paired with its predecessor and counts half.
-    differences = weighted[1::2] - weighted[: num_terms - 1 : 2]
-    if num_terms % 2 and num_terms > 1:
-        differences = torch.cat([differences, (weighted[-1:] - weighted[-2:-1]) / math.sqrt(2)])
-    return Bound(
-        prior=terms.prior,
-        diffusion=weighted.sum(0),
-        reconstruction=terms.reconstruction,
-        differences=differences.mean(1),
-        squared_differences=(differences**2).mean(1).sum(),
-        profile=sum_by_timestep(weighted, 2) / num_images,
-        second_moment=sum_by_timestep(weight * terms.kl**2, 2) / num_images,
-        visits=sum_by_timestep(torch.ones_like(terms.squared_error), 1),
-        kl=sum_by_timestep(terms.kl, 2),
-        squared_error=sum_by_timestep(terms.squared_error, 1),
-        reconstruction_by_scale=terms.reconstruction_by_scale,
-        dims=dims,
-        num_calls=len(terms.t),
-    )
-
-
-def _draws(x_0: Tensor, generators: Sequence[Generator], num_calls: int, density: Tensor) -> Iterator[list[_Draw]]:
-    """Yields blocks of draws: t = 1, then one t from each of K - 1 strata of a density."""
-    uniform = torch.stack([torch.rand(num_calls - 1, generator=g, dtype=torch.float64) for g in generators], 1)
-    stratum = torch.arange(num_calls - 1, dtype=torch.float64)[:, None]
-    quantile = (stratum + uniform) / (num_calls - 1)
-    t = 2 + torch.searchsorted(density.cumsum(0), quantile, right=True).clamp(max=len(density) - 1)
-    t = torch.cat([torch.ones_like(t[:1]), t])
-    for start in range(0, num_calls, BLOCK):
-        noise = torch.stack([torch.randn((BLOCK, *x_0.shape[1:]), generator=g) for g in generators], 1)
-        noise = page_locked(noise, x_0.device)
-        yield [(t[k], noise[k - start]) for k in range(start, min(start + BLOCK, num_calls))]
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values.flatten(1).sum(1)
+    counts = histogram.cpu().double() + 1
+    level = ((x_0.cpu() + 1) / 2 * (len(counts) - 1)).round().long()
+    return -(counts / counts.sum(0)).log().gather(0, level).flatten(1).sum(1)

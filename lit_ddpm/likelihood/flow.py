@@ -47,9 +47,9 @@ class Likelihood:
 def check_flow(denoiser: Denoiser) -> None:
     """Raises a ValueError if a denoiser has no probability-flow ODE, or the package of the solver is missing."""
     schedule, parametrization = denoiser.schedule, denoiser.parametrization
-    if denoiser.time != "log_snr":
+    if (time := denoiser.network_spec.time) != "log_snr":
         raise ValueError(
-            f"the exact likelihood needs a network of continuous time, time = 'log_snr', and time = {denoiser.time!r} "
+            f"the exact likelihood needs a network of continuous time, time = 'log_snr', and time = {time!r} "
             "is defined at single timesteps: train with time = 'log_snr'."
         )
     if parametrization.stepwise:
@@ -100,7 +100,8 @@ def exact_likelihood(
         q_1 = q_marginal(schedule, clean, 1)
         x_1 = q_1.sample(eps)
         estimate = denoiser.estimate(x_1.to(x_0.dtype), 1, **cond)
-        p = denoiser.p_given_x0_hat(x_1, estimate.x0_hat.to(clean), 1, fraction=estimate.fraction)
+        x0_hat, position = estimate.x0_hat.to(clean), estimate.log_variance_position
+        p = denoiser.p_given_x0_hat(x_1, x0_hat, 1, log_variance_position=position)
 
         def derivative(u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             t = schedule.time_of(-2 * u)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class UNet(Configurable, nn.Module):
         activation_checkpointing: Recompute each block in the backward pass to save memory.
         dims: The number of dimensions next to the channels: 1 for sequences, 2 for images, 3 for volumes.
         cond_channels: Channels of the condition, an input of any resolution next to x; None for a network without one.
+        time: What it gets as t: ``"t"``, the timestep, or ``"log_snr"``, a function of the noise level that does not
+            depend on T; see `NetworkTime`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class UNet(Configurable, nn.Module):
         activation_checkpointing: bool = False,
         dims: int = 2,
         cond_channels: int | None = None,
+        time: Literal["t", "log_snr"] = "t",
     ) -> None:
         super().__init__()
         check_at_least(
@@ -82,6 +85,7 @@ class UNet(Configurable, nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.dims = dims
         self.cond_channels = cond_channels
+        self.time = time
 
         widths = [width * multiplier for multiplier in multipliers]
         emb_width = 4 * width

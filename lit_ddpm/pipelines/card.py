@@ -31,7 +31,7 @@ def model_card(model: DDPM, name: str, run: RunDirectory | None, num_samples: in
 
 
 def _introduction(model: DDPM) -> str:
-    shape = "x".join(map(str, model.image_shape or ()))
+    shape = "x".join(map(str, model.data.image_shape or ()))
     weights = "averaged weights" if model.averaged else "weights"
     steps = f"; the {weights} after {model.trained_steps:,} steps" if model.trained_steps else ""  # none of an import
     return f"A denoising diffusion model of {shape} images with {model.levels} pixel levels, from lit_ddpm{steps}."
@@ -40,12 +40,13 @@ def _introduction(model: DDPM) -> str:
 def _use(model: DDPM, name: str) -> str:
     T = model.denoiser.schedule.num_steps
     load = f'from diffusers import DDPMPipeline\n\npipeline = DDPMPipeline.from_pretrained("{name}")'
-    if model.num_classes is None:
+    network = model.denoiser.network_spec
+    if network.num_classes is None:
         return f"```python\n{load}\nimages = pipeline(batch_size=4, num_inference_steps={T}).images\n```"
-    no_label = "" if model.denoiser.no_label is None else f'; {model.num_classes} means "no label"'
+    no_label = "" if network.no_label is None else f'; {network.num_classes} means "no label"'
     return (
         f"```python\n{load}\noutput = pipeline.unet(x_t, t, class_labels=labels).sample  # t = 0..{T - 1}\n```\n\n"
-        f"The labels are 0 to {model.num_classes - 1}{no_label}. `DDPMPipeline` itself cannot pass labels; `lit-ddpm "
+        f"The labels are 0 to {network.num_classes - 1}{no_label}. `DDPMPipeline` itself cannot pass labels; `lit-ddpm "
         "import` and `predict` can."
     )
 

@@ -8,7 +8,7 @@ from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.arguments import local_copy, temporary_config
 from lit_ddpm.cli.configs import shipped_configs
 from lit_ddpm.cli.errors import ArgumentParser
-from lit_ddpm.data.protocols import DataInfo
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.pipelines.load import load_pipeline
 from lit_ddpm.pipelines.save import save_pipeline
 from lit_ddpm.training.checkpoint import load_checkpoint
@@ -67,11 +67,10 @@ def import_pipeline(
     with temporary_config(config) as file:
         data_args = [f"--config={data}", f"--config={file}"] if is_config else [f"--config={file}", f"--data={data}"]
         cli = DDPMCLI.without_command([*data_args, *overrides])
-    imported, info = cli.model, DataInfo.of(cli.datamodule)
+    imported, info = cli.model, DataSpec.of(cli.datamodule)
     assert isinstance(imported, DDPM)
     imported.denoiser.network.load_state_dict(model.denoiser.network.state_dict())
-    imported.image_shape = info.image_shape or model.image_shape
-    imported.data_defaults.adapt(imported, info)
+    imported.observe(info.completed(model.data))
     check_data(info, imported)
     run.prepare(new_run=True)
     run.save_config(cli.parser, cli.config)

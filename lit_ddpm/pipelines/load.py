@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.diffusion.objective import HybridObjective, PredictionMSE
 from lit_ddpm.nn.diffusers import DiffusersUNet
 from lit_ddpm.pipelines.pipeline_files import PipelineFiles
@@ -41,5 +42,5 @@ def load_pipeline(source: str | Path, no_label: bool | None = None) -> DDPM:
     )
     size = network.sample_size
     if size is not None:
-        model.image_shape = (network.in_channels, *((size, size) if isinstance(size, int) else size))
+        model.observe(DataSpec(image_shape=(network.in_channels, *((size, size) if isinstance(size, int) else size))))
     return model

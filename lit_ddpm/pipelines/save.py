@@ -23,7 +23,7 @@ from lit_ddpm.training.run_directory import RunDirectory
 def save_pipeline(model: DDPM, directory: str | Path, run: RunDirectory | None = None, num_samples: int = 16) -> None:
     """Writes a directory that ``DDPMPipeline.from_pretrained`` loads, with a model card; needs the extra ``diffusers``.
 
-    The card contains the model's ledger, sample metrics and configuration if its `run` is given, and `num_samples`
+    The card contains the model's report, sample metrics and configuration if its `run` is given, and `num_samples`
     images. The directory is written completely or not at all.
 
     Raises:
@@ -41,7 +41,7 @@ def save_pipeline(model: DDPM, directory: str | Path, run: RunDirectory | None =
         complete = Path(partial) / "pipeline"
         pipeline.save_pretrained(complete)
         notes = {"variance": model.denoiser.variance, "levels": model.levels}
-        write_json(complete / NOTES, notes | {"no_label": model.denoiser.no_label is not None})
+        write_json(complete / NOTES, notes | {"no_label": model.denoiser.network_spec.no_label is not None})
         if num_samples:
             draw_samples(_samples(model, num_samples), columns=8, levels=model.levels)[0].save(complete / "samples.png")
         (complete / "README.md").write_text(model_card(model, directory.name, run, num_samples))
@@ -52,10 +52,10 @@ def save_pipeline(model: DDPM, directory: str | Path, run: RunDirectory | None =
 
 def _unet2d(model: DDPM) -> nn.Module:
     """Returns the network of a model as a ``UNet2DModel``."""
-    network, shape = model.denoiser.network, model.image_shape
+    network, shape = model.denoiser.network, model.data.image_shape
     if shape is None:
         raise ValueError("image_shape is unknown until the module has seen data: export a checkpoint of a fit.")
-    if model.decoder is not None and model.decoder.levels is None:
+    if model.decoder.levels is None:
         raise ValueError("real-valued data has no DDPMPipeline: it draws images of pixel levels.")
     if isinstance(network, DiffusersUNet):
         return network.unet

@@ -117,10 +117,8 @@ def scheduler_config(denoiser: Denoiser) -> dict[str, Any]:
     if prediction is None:
         name, known = type(denoiser.parametrization).__name__, ", ".join(kind.__name__ for kind in names)
         raise ValueError(f"parametrization = {name} has no DDPMScheduler: it must be one of {known}.")
-    if denoiser.time != "t":
-        raise ValueError(f"time = {denoiser.time!r} has no DDPMScheduler, which gives a network the timestep.")
-    if denoiser.sigma_data is not None:
-        raise ValueError(f"sigma_data = {denoiser.sigma_data} has no DDPMScheduler, which gives a network x_t itself.")
+    if (time := denoiser.network_spec.time) != "t":
+        raise ValueError(f"time = {time!r} has no DDPMScheduler, which gives a network the timestep.")
     if denoiser.variance not in EXPORTED_VARIANCES:
         allowed = ", ".join(EXPORTED_VARIANCES)
         raise ValueError(f"variance = {denoiser.variance!r} has no DDPMScheduler: it must be one of {allowed}.")

@@ -3,19 +3,18 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from typing_extensions import override
 
-from lit_ddpm.data.pixels import Standardization
-from lit_ddpm.training.hparams import PlainHyperparameters
+from lit_ddpm.data.spec import DataSpec
 
 if TYPE_CHECKING:
+    from lit_ddpm.training.hparams import PlainHyperparameters
     from lit_ddpm.training.module import DDPM
+
 
 STATE_KEY = "lit_ddpm"
 """The entry of a checkpoint with the state of the module's parts."""
@@ -24,81 +23,25 @@ OPTIMIZATION = ("optimizer", "lr_scheduler")
 """The arguments of `DDPM` that only training needs."""
 
 
-class CheckpointedModule(PlainHyperparameters):
-    """What a `DDPM` saves and restores, and which weights it holds."""
+def module_state(module: "DDPM") -> dict[str, Any]:
+    """Returns the state of a module's parts as plain data, for `STATE_KEY` of a checkpoint."""
+    return {
+        "data": module.data.state(),
+        "timesteps": module.timesteps.state_dict(),
+        "evaluation": module.evaluation.state_dict(),
+        "denoiser": module.denoiser.state(),
+        "unsaved_arguments": list(module.unsaved_arguments),
+    }
 
-    averaged = False
-    """Whether the weights are averaged, see `EMA`."""
 
-    trained_steps = 0
-    """The optimizer steps of the weights after a fit or from a checkpoint."""
-
-    def mark_averaged(self, averaged: bool) -> None:
-        """Records whether the weights are averaged now; called by a callback that swaps them."""
-        self.averaged = averaged
-
-    @override
-    def on_fit_start(self) -> None:
-        self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
-        denoiser = cast("DDPM", self).denoiser
-        if denoiser.x0_mse is None:  # an analytic variance is that of the posterior until a validation measures it
-            denoiser.x0_mse = torch.zeros(denoiser.schedule.num_steps, dtype=torch.float64)
-
-    @override
-    def on_train_end(self) -> None:
-        callbacks = getattr(self.trainer, "callbacks", [])
-        self.averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
-
-    @override
-    def on_fit_end(self) -> None:
-        self.trained_steps = self.trainer.global_step
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        module = cast("DDPM", self)
-        check_weights_are_finite(module)
-        checkpoint[STATE_KEY] = {
-            "image_shape": None if module.image_shape is None else list(module.image_shape),
-            "data_levels": module.data_levels,
-            "standardization": None if module.standardization is None else vars(module.standardization),
-            "timesteps": module.timesteps.state_dict(),
-            "evaluator": module.evaluator.state_dict(),
-            "denoiser": module.denoiser.state(),
-            "unsaved_arguments": list(module.unsaved_arguments),
-        }
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        module = cast("DDPM", self)
-        if (state := checkpoint.get(STATE_KEY)) is not None:
-            if state["image_shape"] is not None:
-                module.image_shape = tuple(state["image_shape"])
-            module.data_levels = state["data_levels"]
-            values = state["standardization"]
-            module.standardization = None if values is None else Standardization(**values)
-            if module.image_shape is not None:
-                module.data_defaults.apply(module)
-            if state["timesteps"]:
-                module.timesteps.load_state_dict(state["timesteps"])
-            module.evaluator.load_state_dict(state["evaluator"], module.denoiser.schedule.num_steps)
-            if state.get("denoiser") is not None:
-                module.denoiser.load_state(state["denoiser"])
-            self.lost_arguments = tuple(n for n in state["unsaved_arguments"] if n not in self.unsaved_arguments)
-        self.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
-        self.trained_steps = checkpoint.get("global_step", 0)
-
-    @override
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads weights; with ``strict=False`` those that fit, and logs which are taken, left and new.
-
-        Raises:
-            ValueError: If they are strict and one does not fit, or if none fits.
-        """
-        if strict:
-            check_weights_fit(self, state_dict)
-        else:
-            state_dict = matching_weights(self, state_dict)
-        return super().load_state_dict(state_dict, strict, assign)
+def restore_state(module: "DDPM", state: dict[str, Any]) -> None:
+    """Restores what `module_state` returned."""
+    module.observe(DataSpec.from_state(state["data"]))
+    if state["timesteps"]:
+        module.timesteps.load_state_dict(state["timesteps"])
+    module.evaluation.load_state_dict(state["evaluation"], module.denoiser.schedule.num_steps)
+    module.denoiser.load_state(state["denoiser"])
+    module.lose_arguments(state["unsaved_arguments"])
 
 
 def check_weights_are_finite(module: LightningModule) -> None:
@@ -111,7 +54,7 @@ def check_weights_are_finite(module: LightningModule) -> None:
         )
 
 
-def check_weights_fit(module: PlainHyperparameters, state_dict: Mapping[str, Any]) -> None:
+def check_weights_fit(module: "PlainHyperparameters", state_dict: Mapping[str, Any]) -> None:
     """Raises a ValueError that names the first weight whose shape differs between module and checkpoint."""
     in_module, in_file = _shapes(module.state_dict()), _shapes(state_dict)
     different = [name for name in {**in_file, **in_module} if in_module.get(name) != in_file.get(name)]
@@ -125,7 +68,7 @@ def check_weights_fit(module: PlainHyperparameters, state_dict: Mapping[str, Any
         )
 
 
-def matching_weights(module: PlainHyperparameters, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def matching_weights(module: "PlainHyperparameters", state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the weights whose names and shapes are those of a module, and logs which are taken, left and new.
 
     Raises:
@@ -150,7 +93,7 @@ def matching_weights(module: PlainHyperparameters, state_dict: Mapping[str, Any]
     return {name: state_dict[name] for name in taken}
 
 
-def init_weights(module: PlainHyperparameters, path: Path) -> None:
+def init_weights(module: "PlainHyperparameters", path: Path) -> None:
     """Loads the weights of a checkpoint that fit a module; the average, if it was written with averaging.
 
     Raises:
@@ -162,7 +105,7 @@ def init_weights(module: PlainHyperparameters, path: Path) -> None:
     module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
-def warn_of_lost_optimization(module: PlainHyperparameters) -> None:
+def warn_of_lost_optimization(module: "PlainHyperparameters") -> None:
     """Warns that a loaded module is trained without the optimizer or scheduler that it was built with."""
     if lost := " and ".join(name for name in OPTIMIZATION if name in module.lost_arguments):
         rank_zero_warn(

@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
-from lit_ddpm.data.protocols import DataInfo
 from lit_ddpm.diffusion.denoiser import evaluating
 
 if TYPE_CHECKING:
@@ -31,17 +30,17 @@ def forward_flops(module: "DDPM") -> int | None:
     None if the image shape is unknown, the weights are sharded, or the network needs more than images, timesteps,
     labels and conditions.
     """
-    network, shape = module.denoiser.network, module.image_shape
+    network, shape = module.denoiser.network, module.data.image_shape
     if shape is None or module.device_mesh is not None:
         return None
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
     t = torch.ones(1, dtype=torch.int64, device=weight.device)
-    cond = {} if module.num_classes is None else {"label": torch.zeros_like(t)}
+    cond = {} if module.denoiser.network_spec.num_classes is None else {"label": torch.zeros_like(t)}
     if module.condition is not None:
         cond["cond"] = module.condition(x)
-    elif module.cond_channels is not None:
-        cond["cond"] = x.new_zeros(1, *(DataInfo.of(getattr(module.trainer, "datamodule", None)).cond_shape or shape))
+    elif (channels := module.denoiser.network_spec.cond_channels) is not None:
+        cond["cond"] = x.new_zeros(1, *(module.data.cond_shape or (channels, *shape[1:])))
     try:
         # Fused attention is not counted on a CPU. `forward`, so that nothing is compiled for one image.
         with evaluating(network), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

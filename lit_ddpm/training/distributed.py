@@ -98,15 +98,12 @@ class GatherFullWeights(Callback):
     each. Without gradients and optimizer state the full network takes a quarter of the memory of training.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        gather_full_weights(self.network)
+        gather_full_weights(pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reshard(self.network)
+        reshard(pl_module)
 
     on_test_start = on_predict_start = on_validation_start

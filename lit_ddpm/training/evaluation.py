@@ -1,103 +1,237 @@
-"""The bound of a split in validation and testing."""
+"""The bound of a validation or test split, on any number of ranks."""
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning import Callback, LightningModule, Trainer
+import torch
+from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from typing_extensions import override
+from torch.utils.data import DataLoader
 
-from lit_ddpm._internal.files import write_arrays
-from lit_ddpm.diffusion.image_ledger import Column
-from lit_ddpm.likelihood.flow import FLOW_STEPS, check_flow
+from lit_ddpm.data.protocols import HasHistogram
+from lit_ddpm.diffusion.network import is_per_image
+from lit_ddpm.likelihood.bound import Bound, histogram_nats
+from lit_ddpm.likelihood.flow import FLOW_STEPS, check_flow, exact_likelihood
 from lit_ddpm.likelihood.report import Report
-from lit_ddpm.likelihood.size import EvaluationSize, smallest_test, tested_images
-from lit_ddpm.training.run_directory import RunDirectory
-from lit_ddpm.training.split_bound import EVALUATION_SEED, Split, SplitBound
+from lit_ddpm.likelihood.size import PILOT_CALLS, PILOT_IMAGES, Size, random_order, smallest_test
+from lit_ddpm.likelihood.variational import variational_bound
+from lit_ddpm.training.distributed import gather_results
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
 
+Split = Literal["val", "test"]
 
-class BoundEvaluator:
-    """Measures the bound of a validation or test split: `begin`, then `update` for each batch, then `finish`.
+EVALUATION_SEED = 0
+"""The seed of the bound's noise. It does not depend on the training seed, so all models are measured with one noise."""
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """The bound of a validation or test split: `begin`, then `update` for each batch, then `finish`.
 
     Each validation of a fit passes its second moments to the next, which then needs fewer calls for the same precision.
     A checkpoint contains those that its own validation began with, so that validating it again gives the same numbers,
-    and those that it found, so that a resumed fit continues with the same numbers. A validation of a fit also measures
-    `Denoiser.x0_mse`.
+    and those that it found, so that a resumed fit continues with the same numbers.
 
     Args:
-        num_val_timesteps: Network calls for each image in validation; all T if None. Testing always uses all T.
+        num_val_timesteps: Network calls for each image in validation; all T if None.
+        num_images: The number of random images of the test split that a test measures; all if None.
+        num_timesteps: Network calls for each image in a test; all T if None, the exact bound.
+        target_se: The standard error of the total in a test, in the unit of the report; chooses `num_images` and
+            `num_timesteps` with the fewest network calls.
+        exact: Measure the exact likelihood in a test, too.
+
+    Raises:
+        ValueError: If a setting is out of range; in `begin`, if a test of the split is not possible with them.
     """
 
-    def __init__(self, num_val_timesteps: int | None) -> None:
-        if num_val_timesteps is not None and num_val_timesteps < 2:
-            raise ValueError(f"num_val_timesteps = {num_val_timesteps} must be at least 2, or None for all T.")
-        self.num_val_timesteps = num_val_timesteps
-        self.exact = False  # whether a test measures the exact likelihood, too
-        self.size = EvaluationSize()  # of a test
-        self.last_report: Report | None = None  # of the last `finish`
-        self.last_images: dict[str, Column] | None = None  # the terms of each image, if it was a test
-        self._initial_moment: Tensor | None = None  # of the current or last validation
-        self._found_moment: Tensor | None = None  # in it
-        self._bound: SplitBound | None = None
+    num_val_timesteps: int | None = 32
+    num_images: int | None = None
+    num_timesteps: int | None = None
+    target_se: float | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the settings and starts without a pass."""
+        if self.num_val_timesteps is not None and self.num_val_timesteps < 2:
+            raise ValueError(f"num_val_timesteps = {self.num_val_timesteps} must be at least 2, or None for all T.")
+        self._check_test()
+        self.last_report: Report | None = None  # of the last pass
+        self.last_bound: Bound | None = None  # likewise, of all ranks
+        self._initial_moment: Tensor | None = None  # `Bound.second_moment` that the last validation began with
+        self._found_moment: Tensor | None = None  # that it found
+        self._split: Split | None = None  # of the current pass
+
+    def _check_test(self) -> None:
+        if self.target_se is not None and not self.target_se > 0:
+            raise ValueError(f"target_se = {self.target_se} must be positive.")
+        if self.target_se is not None and (self.num_images is not None or self.num_timesteps is not None):
+            raise ValueError("target_se chooses num_images and num_timesteps: set it alone.")
+
+    @contextmanager
+    def using(self, **settings: Any) -> Iterator[None]:
+        """Replaces the settings of a test that are not None within a block."""
+        before = dict(vars(self))
+        vars(self).update({name: value for name, value in settings.items() if value is not None})
+        try:
+            self._check_test()
+            yield
+        finally:
+            vars(self).update({name: before[name] for name in settings})
+
+    def copy(self) -> "Evaluation":
+        """Returns an evaluation with these settings and second moments, for another pass at the same time."""
+        return copy(self)
 
     def reset(self) -> None:
         """Discards the second moments of earlier fits."""
         self._initial_moment = self._found_moment = None
 
-    def new_bound(self, trainer: Trainer, module: "DDPM", split: Split) -> SplitBound:
-        """Returns an empty accumulator for a split, with the settings of this evaluator."""
-        denoiser, decoder = module.denoiser, module.decoder
-        assert decoder is not None
-        num_steps = denoiser.schedule.num_steps
-        if split == "val":
-            num_calls = min(self.num_val_timesteps or num_steps, num_steps)
-            return SplitBound(trainer, denoiser, decoder, split, num_calls, self._initial_moment)
-        self.size.check(num_steps, available := tested_images(trainer))
-        size = self.size
-        if size.target_se is not None:
-            size = smallest_test(trainer, module, size.target_se, available, self._found_moment, EVALUATION_SEED)
-        num_calls, chosen = size.num_timesteps or num_steps, size.images(available, EVALUATION_SEED)
-        return SplitBound(trainer, denoiser, decoder, split, num_calls, self._found_moment, self.exact, chosen)
-
     def begin(self, trainer: Trainer, module: "DDPM", split: Split) -> None:
         """Starts a pass over a split."""
-        if self.exact and split == "test":
+        self._denoiser, self._decoder = module.denoiser, module.decoder
+        num_steps = module.denoiser.schedule.num_steps
+        self._rank, self._world_size = trainer.global_rank, trainer.world_size
+        self._num_available = _images_of(trainer, split)
+        self._histogram: Tensor | None = None
+        self._chosen: set[int] | None = None
+        self._num_chosen = self._num_available
+        self._bound: Bound | None = None
+        self._waiting: list[tuple[Tensor, dict[str, Any], Tensor]] = []
+        self._num_seen = 0
+        if split == "val":
+            if trainer.state.fn == "fit":
+                self._initial_moment = self._found_moment
+            self._moment = self._initial_moment
+            self._num_calls = min(self.num_val_timesteps or num_steps, num_steps)
+        else:
+            self._moment = self._found_moment
+            self._begin_test(trainer, module)
+        self._split = split
+
+    def _begin_test(self, trainer: Trainer, module: "DDPM") -> None:
+        """Chooses the images and timesteps of a test, and announces its cost."""
+        if self.exact:
             check_flow(module.denoiser)
-        if trainer.state.fn == "fit":
-            self._initial_moment = self._found_moment
-        self._bound = bound = self.new_bound(trainer, module, split)
-        if split == "test" and bound.num_images is not None:
-            num_calls, num_steps = bound.ledger.num_calls, module.denoiser.schedule.num_steps
+        num_steps, available = module.denoiser.schedule.num_steps, _tested_images(trainer)
+        self._check_size(num_steps, available)
+        num_images, num_calls = self.num_images, self.num_timesteps or num_steps
+        if self.target_se is not None:
+            assert available is not None  # checked above
+            num_images, num_calls = self._smallest_test(trainer, module, self.target_se, available)
+        self._num_calls = num_calls
+        if num_images is not None and available is not None and num_images < available:
+            self._chosen = set(random_order(available, EVALUATION_SEED)[:num_images].tolist())
+            self._num_chosen = num_images
+        # The histogram does not know the condition, so it is not a baseline of a model that does.
+        data = getattr(trainer, "datamodule", None)
+        if (
+            self._decoder.levels
+            and self._denoiser.network_spec.cond_channels is None
+            and isinstance(data, HasHistogram)
+        ):
+            self._histogram = data.train_histogram()
+        if self._num_chosen is not None:
             kind = "exact bound" if num_calls == num_steps else "estimate of the bound"
-            rank_zero_info(f"The {kind} takes {num_calls:,} network calls for each of {bound.num_chosen:,} images.")
+            rank_zero_info(f"The {kind} takes {num_calls:,} network calls for each of {self._num_chosen:,} images.")
             if self.exact:
                 rank_zero_info(
                     f"The exact likelihood takes {6 * FLOW_STEPS} more with gradients: {FLOW_STEPS} steps of the "
                     f"probability-flow ODE, and {FLOW_STEPS // 2} as a check."
                 )
 
+    def _check_size(self, num_steps: int, available: int | None) -> None:
+        """Raises a ValueError if a test is not possible with T = `num_steps` and the `available` images."""
+        if self.num_timesteps is not None and not 2 <= self.num_timesteps <= num_steps:
+            raise ValueError(f"num_timesteps = {self.num_timesteps} must be in 2..{num_steps}, the schedule's T.")
+        if self.num_images is None and self.target_se is None:
+            return
+        if available is None:
+            raise ValueError("num_images and target_se need a test split of known length, with one data loader.")
+        if self.num_images is not None and not 1 <= self.num_images <= available:
+            raise ValueError(f"num_images = {self.num_images} must be in 1..{available}, the images of the test split.")
+
+    def _smallest_test(self, trainer: Trainer, module: "DDPM", target_se: float, available: int) -> Size:
+        """Returns the cheapest test for a standard error, by a pilot that every rank measures alike."""
+        loader, num_steps = trainer.test_dataloaders, module.denoiser.schedule.num_steps
+        assert isinstance(loader, DataLoader)  # `_check_size` has refused others
+        rows = random_order(available, EVALUATION_SEED)[:PILOT_IMAGES]
+        collate, calls = loader.collate_fn, min(PILOT_CALLS, num_steps)
+        (batch,) = DataLoader(loader.dataset, batch_size=len(rows), sampler=rows.tolist(), collate_fn=collate)
+        x_0, cond = module.unpack_batch(trainer.strategy.batch_to_device(batch))
+        pilot = self._measure(x_0, rows, cond, calls)
+        size = smallest_test(pilot, target_se, available)
+        total = size.num_images * size.num_timesteps + len(rows) * calls
+        rank_zero_info(
+            f"target_se = {target_se:g} takes {size.num_timesteps:,} network calls for each of {size.num_images:,} "
+            f"random images: with the pilot, 1/{num_steps * available / total:.0f} of the calls of the exact test."
+        )
+        return size
+
     def update(self, x_0: Tensor, cond: dict[str, Any]) -> None:
-        """Adds the images of a batch, ``[B, C, H, W]``, with the keyword arguments of the network."""
-        if self._bound is None:
+        """Adds the images of a batch, ``[B, C, ...]``, with the keyword arguments of the network."""
+        if self._split is None:
             raise RuntimeError(
                 "the evaluation was not started: configure_callbacks of a DDPM must return the callbacks of "
                 "super().configure_callbacks() too."
             )
-        self._bound.update(x_0, cond)
+        # Distributed samplers deal images to ranks in turn and repeat the first ones to make the shares equal. The
+        # index of an image follows from its place in that order; an index past the end is a repetition.
+        index = self._rank + self._world_size * (self._num_seen + torch.arange(len(x_0)))
+        self._num_seen += (batch_size := len(x_0))
+        keep = index < (self._num_available if self._num_available is not None else torch.inf)
+        if self._chosen is not None:
+            keep &= torch.tensor([int(i) in self._chosen for i in index])
+        if not bool(keep.all()):
+            cond = {k: v[keep] if is_per_image(v, len(x_0)) else v for k, v in cond.items()}
+            x_0, index = x_0[keep], index[keep]
+        if len(x_0) > 0:
+            self._waiting.append((x_0, cond, index))
+        if self._chosen is None or sum(len(index) for _, _, index in self._waiting) >= batch_size:
+            self._measure_waiting()
+
+    def _measure_waiting(self) -> None:
+        """Measures the images that wait; a random part of a split fills batches from several."""
+        if not self._waiting:
+            return
+        images, conds, indices = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        x_0, index = torch.cat(images), torch.cat(indices)
+        cond = {
+            name: torch.cat([c[name] for c in conds]) if is_per_image(value, len(images[0])) else value
+            for name, value in conds[0].items()
+        }
+        bound = self._measure(x_0, index, cond, self._num_calls)
+        if self._histogram is not None:
+            bound = bound.with_columns(baseline=histogram_nats(self._histogram, x_0))
+        if self.exact and self._split == "test":
+            full, half = (
+                exact_likelihood(self._denoiser, x_0, self._decoder, steps, EVALUATION_SEED, index, **cond)
+                for steps in (FLOW_STEPS, FLOW_STEPS // 2)
+            )
+            bound = bound.with_likelihood(full, half)
+        self._bound = bound if self._bound is None else self._bound + bound
+
+    def _measure(self, x_0: Tensor, index: Tensor, cond: dict[str, Any], num_calls: int) -> Bound:
+        arguments = self._denoiser, x_0, self._decoder, num_calls, EVALUATION_SEED, index, self._moment
+        return variational_bound(*arguments, **cond)
 
     def finish(self, trainer: Trainer) -> Report:
         """Returns the report of the split over all ranks."""
-        bound = self._bound
-        assert bound is not None
-        self.last_report, self._bound = bound.report(trainer), None
-        self.last_images = bound.images(trainer)
+        self._measure_waiting()
+        bounds = [bound for bound in gather_results(trainer, lambda: self._bound) if bound is not None]
+        if not bounds:
+            raise ValueError(f"the {self._split} split has no images, so there is no bound.")
+        self.last_bound = bound = sum(bounds[1:], bounds[0])
+        self.last_report = bound.report(None if self._chosen is None else self._num_available)
+        self._split = None
         if trainer.validating:  # neither testing nor sanity checking
-            self._found_moment = bound.ledger.second_moment()
-            if trainer.state.fn == "fit":
-                bound.measure_variance()
+            self._found_moment = bound.second_moment
         return self.last_report
 
     def state_dict(self) -> dict[str, Tensor | None]:
@@ -111,40 +245,17 @@ class BoundEvaluator:
         self._initial_moment, self._found_moment = moments if fit else (None, None)
 
 
-class LogBound(Callback):
-    """Drives the evaluator of a `DDPM` through validation and testing, logs the bound and prints the ledger."""
+def _images_of(trainer: Trainer, split: Split) -> int | None:
+    """Returns the number of images of a split, or None for several loaders or a dataset without a length."""
+    loader = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+    dataset = loader.dataset if isinstance(loader, DataLoader) else None
+    return len(dataset) if isinstance(dataset, Sized) else None
 
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module, "val")
 
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module, "test")
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "val")
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        report = self._finish(trainer, pl_module, "test")
-        run, images = RunDirectory.of_trainer(trainer), cast("DDPM", pl_module).evaluator.last_images
-        assert images is not None
-        if trainer.is_global_zero:
-            report.save(run.report)
-            write_arrays(run.image_bounds, images)
-            print(f"\n{report.table()}\nwritten to {run.report}, and each image's to {run.image_bounds.name}")
-
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
-        module = cast("DDPM", pl_module)
-        module.evaluator.begin(trainer, module, split)
-
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> Report:
-        module = cast("DDPM", pl_module)
-        report = module.evaluator.finish(trainer)
-        values = report.metrics(split)
-        if trainer.state.fn != "fit":
-            values["step"] = max(module.trained_steps - 1, 0)  # Lightning's name of the x-axis, which counts from 0
-        module.log_dict(values)
-        return report
+def _tested_images(trainer: Trainer) -> int | None:
+    """Returns the number of test images within ``limit_test_batches``; None if it is unknown."""
+    loader, count = trainer.test_dataloaders, _images_of(trainer, "test")
+    if count is None or not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return count
+    (num_batches,) = trainer.num_test_batches
+    return int(min(count, num_batches * loader.batch_size * trainer.world_size))

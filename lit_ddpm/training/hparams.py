@@ -2,23 +2,22 @@
 
 import functools
 import inspect
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning import LightningModule
+from typing_extensions import override
 
 from lit_ddpm._internal.config import as_config
-
-EXECUTION_ONLY = ("compile", "channels_last")
-"""Arguments that do not change the model, so each command sets them anew and no checkpoint contains them."""
+from lit_ddpm.training.checkpoint import check_weights_fit, matching_weights
 
 
 class PlainHyperparameters(LightningModule):
     """A LightningModule whose ``save_hyperparameters`` writes objects as ``class_path`` and ``init_args``.
 
     Lightning collects the arguments of all constructors from the subclass to the base class. Those that the subclass
-    itself accepts are kept.
+    itself accepts are kept. Weights that do not fit are named in one sentence.
     """
 
     unsaved_arguments: tuple[str, ...] = ()
@@ -27,6 +26,10 @@ class PlainHyperparameters(LightningModule):
 
     lost_arguments: tuple[str, ...] = ()
     """Those of the checkpoint that were not given when it was loaded."""
+
+    def lose_arguments(self, unsaved: Iterable[str]) -> None:
+        """Records which of the arguments that a checkpoint was written without were not given again."""
+        self.lost_arguments = tuple(name for name in unsaved if name not in self.unsaved_arguments)
 
     def _set_hparams(self, hp: Any) -> None:  # Lightning 2.6 passes the collected arguments to this method
         if isinstance(hp, MutableMapping) and "_instantiator" not in hp:  # LightningCLI collects plain data itself
@@ -41,6 +44,19 @@ class PlainHyperparameters(LightningModule):
                         unsaved.append(name)
             hp, self.unsaved_arguments = plain, tuple(unsaved)
         super()._set_hparams(hp)
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights; with ``strict=False`` those that fit, and logs which are taken, left and new.
+
+        Raises:
+            ValueError: If they are strict and one does not fit, or if none fits.
+        """
+        if strict:
+            check_weights_fit(self, state_dict)
+        else:
+            state_dict = matching_weights(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
 
 def _is_default(kind: type, name: str, value: Any) -> bool:

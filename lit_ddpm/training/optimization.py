@@ -49,20 +49,21 @@ class OptimizerFactory:
         return {"optimizer": optimizer, "lr_scheduler": config}
 
 
-class GradientGuard(Callback):
-    """Skips optimizer steps whose gradients are not finite, and clips with the norm that it computed for this check."""
+class SkipNonFinite(Callback):
+    """Skips optimizer steps whose gradients are not finite, and clips with the norm that it computed for this check.
 
-    def __init__(self, max_skipped_steps: int) -> None:
+    A `DDPM` adds it to a Trainer that has none.
+
+    Args:
+        max_skipped_steps: The number of steps of a fit that may be skipped; the next one stops the fit.
+    """
+
+    def __init__(self, max_skipped_steps: int = 10) -> None:
         check_at_least(self, 0, max_skipped_steps=max_skipped_steps)
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0  # in this fit
-        self._losses = torch.empty(0), torch.empty(0)  # the timesteps and losses of the current batch
         self._gradient_norm: Tensor | None = None  # between a backward pass and its step
         self._largest_norm = math.inf  # that it may be, as a number
-
-    def observe(self, t: Tensor, losses: Tensor) -> None:
-        """Stores the timesteps and losses of the current batch for the error message."""
-        self._losses = t, losses.detach()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +95,7 @@ class GradientGuard(Callback):
         self.skipped_steps += 1
         pl_module.log("train/skipped_steps", float(self.skipped_steps))
         where = f"step {pl_module.global_step}, at learning rate {optimizer.param_groups[0]['lr']:g}"
-        t, losses = self._losses
+        t, losses = getattr(pl_module, "last_losses", (torch.empty(0), torch.empty(0)))  # of a `DDPM`
         if infinite := sorted(set(t[~torch.isfinite(losses).cpu()].tolist())):
             where += f", for the losses at t = {infinite[:8]}"
         if self.skipped_steps > self.max_skipped_steps:

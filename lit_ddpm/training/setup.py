@@ -1,17 +1,21 @@
 """Checks before training: whether model and data fit, and which settings would be faster on this machine."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 from typing_extensions import override
 
-from lit_ddpm.data.protocols import DataInfo
-from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
-from lit_ddpm.diffusion.network import ImageNetwork, SpatialNetwork
+from lit_ddpm.data.spec import DataSpec
+from lit_ddpm.training.cost import CostReport
+from lit_ddpm.training.distributed import GatherFullWeights
+from lit_ddpm.training.feedback import ImportanceFeedback
+from lit_ddpm.training.log_bound import LogBound
+from lit_ddpm.training.optimization import SkipNonFinite
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -20,90 +24,66 @@ MIN_PIXELS = 28 * 28
 """Images with fewer pixels gain nothing on a CPU: on the 8x8 digits the conversion costs what it saves."""
 
 
-class DataDefaults:
-    """The settings of a `DDPM` that follow from its data unless they are given: the decoder, and whether to clip."""
-
-    def __init__(self, clip: bool | None) -> None:
-        self._clip = clip
-        self._decoder: Decoder | None = None  # of the module, if it was not given
-
-    def decoder(self, module: "DDPM", data: DataInfo) -> Decoder:
-        """Returns the decoder of a module for a dataset; one that was not given is replaced for each dataset."""
-        if module.decoder is not None and module.decoder is not self._decoder:
-            return module.decoder
-        return GaussianDecoder() if data.real_valued else DiscretizedGaussian(data.levels or module.levels)
-
-    def adapt(self, module: "DDPM", data: DataInfo) -> None:
-        """Adapts a module to a dataset."""
-        module.data_levels = self.decoder(module, data).levels
-        module.standardization = data.standardization
-        self.apply(module)
-
-    def apply(self, module: "DDPM") -> None:
-        """Sets decoder and clipping for the `data_levels` of a module that has seen data: pixels, or real values."""
-        levels = module.data_levels
-        if module.decoder is None or module.decoder is self._decoder:
-            module.decoder = self._decoder = GaussianDecoder() if levels is None else DiscretizedGaussian(levels)
-        if self._clip is None:
-            module.denoiser.clip = levels is not None
+def internal_callbacks(attached: Sequence[Callback]) -> list[Callback]:
+    """Returns the callbacks that a `DDPM` adds to a Trainer: one of each class that none of the `attached` is of."""
+    kinds = GatherFullWeights, LogBound, SkipNonFinite, ImportanceFeedback, SpeedHint, CostReport
+    return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in attached)]
 
 
-def check_data(data: DataInfo, module: "DDPM") -> None:
+def check_data(data: DataSpec, module: "DDPM") -> None:
     """Raises a ValueError if the levels, shape, classes or conditions of a data module do not fit the model."""
-    denoiser, decoder = module.denoiser, module.decoder
-    network, network_name = denoiser.network, type(denoiser.network).__name__
-    if data.levels and decoder is not None and decoder.levels not in (None, data.levels):
+    denoiser, decoder, network = module.denoiser, module.decoder, module.denoiser.network_spec
+    if data.levels and decoder.levels not in (None, data.levels):
         raise ValueError(
             f"the decoder has levels = {decoder.levels} but the images of {data.name} have levels = {data.levels}; set "
             f"the decoder's levels to {data.levels}."
         )
     parametrization = denoiser.parametrization
-    if parametrization.levels is not None and parametrization.levels != module.data_levels:
-        found = "real values" if module.data_levels is None else f"levels = {module.data_levels}"
+    if parametrization.levels is not None and parametrization.levels != decoder.levels:
+        found = "real values" if decoder.levels is None else f"levels = {decoder.levels}"
         raise ValueError(
             f"levels = {parametrization.levels} of {type(parametrization).__name__} does not fit {data.name}, which "
             f"has {found}."
         )
     if data.real_valued and denoiser.clip:
         raise ValueError(f"clip = True limits x_0 to [-1, 1], which the real values of {data.name} exceed: remove it.")
-    if data.image_shape is not None and isinstance(network, SpatialNetwork):
+    if data.image_shape is not None and network.dims is not None:
         dims = len(data.image_shape) - 1
         if network.dims != dims:
             raise ValueError(
-                f"dims = {network.dims} of {network_name} does not fit image_shape = {list(data.image_shape)} from "
+                f"dims = {network.dims} of {network.name} does not fit image_shape = {list(data.image_shape)} from "
                 f"{data.name}, which has channels and {dims} dimensions: set dims to {dims}."
             )
-    if data.image_shape is not None and isinstance(network, ImageNetwork):
+    if data.image_shape is not None:
         channels = data.image_shape[0]
         needed = {"in_channels": channels, "out_channels": channels * denoiser.outputs}
         for name, actual in (("in_channels", network.in_channels), ("out_channels", network.out_channels)):
-            if actual != needed[name]:
+            if actual not in (None, needed[name]):
                 raise ValueError(
-                    f"{name} = {actual} of {network_name} does not fit images of image_shape = "
+                    f"{name} = {actual} of {network.name} does not fit images of image_shape = "
                     f"{list(data.image_shape)} from {data.name}: {type(parametrization).__name__} with "
                     f"variance={denoiser.variance!r} needs {needed[name]}."
                 )
-    num_classes = denoiser.num_classes
+    num_classes = network.num_classes
     if num_classes is not None and data.states_classes and not 0 < (data.num_classes or 0) <= num_classes:
         raise ValueError(
-            f"num_classes = {num_classes} of {network_name} does not fit {data.name}, which has "
+            f"num_classes = {num_classes} of {network.name} does not fit {data.name}, which has "
             f"{data.num_classes or 'no'} classes."
         )
     _check_conditions(data, module)
 
 
-def _check_conditions(data: DataInfo, module: "DDPM") -> None:
+def _check_conditions(data: DataSpec, module: "DDPM") -> None:
     """Raises a ValueError if the network's condition is missing, or has other channels, or is not taken."""
-    name, shape = data.name, data.cond_shape
+    name, shape, network = data.name, data.cond_shape, module.denoiser.network_spec
     if module.condition is not None:
         name = type(module.condition).__name__
-        shape = None if module.image_shape is None else module.condition(torch.zeros(1, *module.image_shape)).shape[1:]
-    channels, found = module.cond_channels, None if shape is None else shape[0]
+        shape = None if data.image_shape is None else module.condition(torch.zeros(1, *data.image_shape)).shape[1:]
+    channels, found = network.cond_channels, None if shape is None else shape[0]
     known = shape is not None or (module.condition is None and data.states_conditions)
     if known and channels != found:
-        network = type(module.denoiser.network).__name__
         conditions = "no conditions" if found is None else f"conditions of {found} channels"
-        raise ValueError(f"cond_channels = {channels} of {network} does not fit {name}, which has {conditions}.")
+        raise ValueError(f"cond_channels = {channels} of {network.name} does not fit {name}, which has {conditions}.")
 
 
 class SpeedHint(Callback):
@@ -113,19 +93,19 @@ class SpeedHint(Callback):
     bfloat16, and from ``torch.compile`` together with channels-last memory, which alone gains nothing.
     """
 
-    def __init__(self, compiled: bool, channels_last: bool) -> None:
-        self.compiled = compiled
-        self.channels_last = channels_last
-
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shape = cast("DDPM", pl_module).image_shape
-        names = self._faster_settings(trainer, num_pixels=0 if shape is None else math.prod(shape[1:]))
+        module = cast("DDPM", pl_module)
+        shape = module.data.image_shape
+        names = self._faster_settings(
+            trainer, module.denoiser.network, num_pixels=0 if shape is None else math.prod(shape[1:])
+        )
         if names:
             overlays = " ".join(f"--config {name}" for name in names)
             rank_zero_info(f"Training would be faster on this machine with {overlays}")
 
-    def _faster_settings(self, trainer: Trainer, num_pixels: int) -> list[str]:
+    def _faster_settings(self, trainer: Trainer, network: nn.Module, num_pixels: int) -> list[str]:
+        compiled, channels_last = is_compiled(network), is_channels_last(network)
         device = trainer.strategy.root_device.type
         full_precision = str(trainer.precision) == "32-true"
         if device == "cpu" and full_precision and num_pixels >= MIN_PIXELS:
@@ -133,12 +113,24 @@ class SpeedHint(Callback):
             capabilities = read()
             if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
                 return ["bf16"]
-            return [] if self.channels_last else ["channels_last"]
+            return [] if channels_last else ["channels_last"]
         if device != "cuda":
             return []
         missing = {
             "bf16": full_precision and torch.cuda.is_bf16_supported(including_emulation=False),
-            "channels_last": not self.channels_last,
-            "compile": not self.compiled,
+            "channels_last": not channels_last,
+            "compile": not compiled,
         }
         return [name for name, faster in missing.items() if faster]
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Returns whether a network is compiled, in place or by `torch.compile`."""
+    return network._compiled_call_impl is not None or hasattr(network, "_orig_mod")
+
+
+def is_channels_last(network: nn.Module) -> bool:
+    """Returns whether the weights of a network's convolutions have channels-last memory format."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    weights = [weight for weight in network.parameters() if weight.ndim in formats and min(weight.shape[1:]) > 1]
+    return bool(weights) and all(weight.is_contiguous(memory_format=formats[weight.ndim]) for weight in weights)

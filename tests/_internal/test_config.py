@@ -24,7 +24,7 @@ from lit_ddpm import (
     StratifiedTimesteps,
     UNet,
 )
-from lit_ddpm._internal.config import Configurable, as_config, public_path
+from lit_ddpm._internal.config import Configurable, as_config, public_path, rebuilt
 
 OBJECTS = [
     LogSNRSchedule(num_steps=20, log_snr_start=8.0),
@@ -91,3 +91,12 @@ def test_what_has_no_plain_form_is_a_type_error():
     for value in (torch.nn.Linear(1, 1), Local(), Forgetful(3), object()):
         with pytest.raises(TypeError, match=type(value).__name__):
             as_config(value)
+
+
+def test_an_object_is_rebuilt_with_some_arguments_changed():
+    for value in OBJECTS:
+        assert as_config(rebuilt(value)) == as_config(value)
+    sampler = DDIMSampler(num_steps=5, eta=0.5)
+    assert as_config(rebuilt(sampler, chunk_size=8)) == as_config(DDIMSampler(num_steps=5, eta=0.5, chunk_size=8))
+    assert sampler.chunk_size == 64
+    assert as_config(rebuilt(Plain(0.9, num_steps=30), top=0.5))["init_args"]["num_steps"] == 30
