@@ -249,7 +249,7 @@ def test_the_program_without_lightning():
     assert done.returncode == 0, done.stderr
     pilot, whole, chosen, exact = done.stdout.split("term ")[1:]
     assert "20 random timesteps of 100" in pilot
-    assert "200 images, 100 network calls" in whole
+    assert "100 images, 100 network calls" in whole
     assert "random timesteps of 100" in chosen
     assert "exact likelihood" in exact
 
