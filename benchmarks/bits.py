@@ -62,7 +62,7 @@ def main(args: Namespace) -> dict[str, Any]:
         for steps, report in by_steps.items()
     ]
     print("\n" + table(["steps", "bits/dim", "with the best variance", "with infinite steps"], rows))
-    print(f"\n{exact.table()}")
+    print(f"\n{exact}")
     path = args.output_dir / "bits.png"
     draw(reports).save(path)
     print(f"\nwritten to {path}")

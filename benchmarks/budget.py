@@ -9,7 +9,7 @@ from argparse import Namespace
 from benchmarks.common.report import table
 from lit_ddpm.callbacks import SampleMetrics
 from lit_ddpm.cli.app import DDPMCLI
-from lit_ddpm.training.cost import PASSES, forward_flops, quantity
+from lit_ddpm.training.cost import PASSES, forward_flops
 
 H100_TFLOPS = 90.0
 """What ``gpu`` measured in training CIFAR-10: 2,427 images/s, each of three forward passes of 12.4 GFLOPs."""
@@ -25,7 +25,7 @@ def cost(config: str, train_images: int, test_images: int) -> dict[str, float]:
     """Returns parameters, FLOPs of a network call, steps, and FLOPs of training, the exact bound and FID."""
     cli = DDPMCLI(["--config", config, "--trainer.accelerator=cpu", "--trainer.precision=32-true"], run=False)
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    module.image_shape = data.image_shape
+    module.data.image_shape = data.image_shape
     flops = forward_flops(module)
     assert flops is not None
     steps = trainer.max_epochs * (train_images // data.batch_size)
@@ -45,7 +45,7 @@ def main(args: Namespace) -> dict[str, dict[str, float]]:
     """Prints a table for each configuration."""
     figures = {config: cost(config, args.train_images, args.test_images) for config in args.configs}
     for config, found in figures.items():
-        size = f"{quantity(found['parameters'])} parameters, {quantity(found['network call'])}FLOPs for a network call"
+        size = f"{found['parameters']:,} parameters, {found['network call']:.3g} FLOPs for a network call"
         print(f"\n`{config}`: {size}, {found['steps']:,} steps\n")
         parts = ("training", "exact bound", "FID")
         rows = [[part, f"{found[part]:.2g}", f"{found[part] / (H100_TFLOPS * 3.6e15):.2g}"] for part in parts]

@@ -21,6 +21,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from lit_ddpm.diffusion.ledger import Ledger
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullLocator
 from torch import Tensor
@@ -34,7 +35,6 @@ from benchmarks.libraries.base import Budget, Library, Setting
 from lit_ddpm import DDIMSampler, Denoiser, DiscretizedGaussian, variational_bound
 from lit_ddpm.cli.configs import find_config
 from lit_ddpm.data import to_float, to_uint8
-from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.likelihood.report import Report
 
 NUM_IMAGES, NUM_CALLS = 100, 32  # of the bound: held-out images, and network calls for each
@@ -45,7 +45,7 @@ EPS_MSE = (
     *("--model.parametrization=lit_ddpm.EpsParametrization", "--model.objective=lit_ddpm.PredictionMSE"),
     "--model.timesteps=lit_ddpm.UniformTimesteps",
 )
-LINEAR = ("--model.schedule=lit_ddpm.LinearSchedule", "--model.time=t")
+LINEAR = ("--model.schedule=lit_ddpm.LinearSchedule", "--model.network.time=t")
 PLAIN_NETWORK = ("--model.network.fourier_features=[]",)
 
 

@@ -200,7 +200,7 @@ def test_the_changes_of_the_bits_lead_to_the_shipped_digits(tmp_path, monkeypatc
     arguments = Namespace(output_dir=tmp_path, max_epochs=1, steps=[256, 1000])
     bits.main(arguments)
     fits = [{arg for arg in args if arg.startswith("--model.")} for args in commands if args[0] == "fit"]
-    assert "--model.time=t" in fits[0]
+    assert "--model.network.time=t" in fits[0]
     assert "--model.schedule.num_steps=256" in fits[0]
     assert all(after < before for before, after in pairwise(fits[:3]))
     assert fits[2] == fits[3] == set()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lit_ddpm
-from lit_ddpm import DDPM, DiscretizedGaussian
+from lit_ddpm import DDPM, DiscretizedGaussian, Evaluation
 
 T = 24
 NEEDS = {"BetaSchedule": {"values": [0.2] * T}}  # arguments without a default; the others get num_steps
@@ -79,7 +79,7 @@ class Convolution(nn.Module):
 def make(choice):
     parts = {factor: FACTORS[factor][name]() for factor, name in choice.items()}
     network = Convolution(2 if choice["variance"] == "learned" else 1)
-    return DDPM(network, decoder=DiscretizedGaussian(17), num_val_timesteps=3, **parts)
+    return DDPM(network, decoder=DiscretizedGaussian(17), evaluation=Evaluation(3), **parts)
 
 
 def sort_out():

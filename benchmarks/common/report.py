@@ -49,8 +49,9 @@ def mean_and_deviation(values: Sequence[float], form: str = ".3f") -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Formats a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    from lit_ddpm._internal.tables import markdown_table  # not at the start-up of other libraries
+
+    return markdown_table([header, *([str(cell) for cell in row] for row in rows)], left=len(header))
 
 
 def silence() -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
-from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.diffusion.sampler import Sampler
+from lit_ddpm.training.averaging import averaged_weights
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.sampling import draw
 

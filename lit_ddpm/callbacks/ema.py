@@ -1,12 +1,10 @@
 """The exponential moving average of the weights."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from typing_extensions import override
@@ -40,9 +38,8 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
         self.raw_bound = raw_bound
-        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # the averaged and the raw parameters
-        self._buffers: list[tuple[Tensor, Tensor]] = []
         self.swapped = False  # whether the module holds the average, and the average model the raw weights
+        self._tensors: list[list[Any]] = []  # averaged and raw parameters, then buffers; from the first update on
         self._raw: Evaluation | None = None
 
     def decay_at(self, num_steps: int) -> float:
@@ -63,7 +60,7 @@ class EMA(WeightAveraging):
         if stage != "fit":
             return
         self._latest_update_step = trainer.global_step  # a new Trainer counts from 0
-        self._pairs, self._buffers, self.swapped, self._raw = None, [], False, None
+        self.swapped, self._tensors, self._raw = False, [], None
         self._device = trainer.strategy.root_device  # Lightning would keep the average on the CPU
         with warnings.catch_warnings():
             # DDPM overrides it to shard, which is refused above.
@@ -78,32 +75,34 @@ class EMA(WeightAveraging):
         average, step = self._average_model, trainer.global_step
         if average is None or step <= self._latest_update_step or not self.should_update(step_idx=step - 1):
             return
-        if self._pairs is None:  # Lightning copies the weights at the very first step
+        if not self._tensors:  # Lightning copies the weights at the very first step
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self._pairs = list(average.module.parameters()), list(pl_module.parameters())
-            self._buffers = list(zip(average.module.buffers(), pl_module.buffers(), strict=True))
+            models = average.module, pl_module
+            self._tensors = [list(m.parameters()) for m in models] + [list(m.buffers()) for m in models]
             return
+        averaged, current, averaged_buffers, buffers = self._tensors
         with torch.no_grad():
-            self._average(*self._pairs, average.n_averaged)
-            for averaged, current in self._buffers:  # they are not averaged
-                averaged.copy_(current)
-        average.n_averaged += 1
+            self._average(averaged, current, average.n_averaged)
+            for copy, buffer in zip(averaged_buffers, buffers, strict=True):  # they are not averaged
+                copy.copy_(buffer)
+            average.n_averaged.add_(1)
         self._latest_update_step = step
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
         self.swapped = not self.swapped
-        if isinstance(pl_module, DDPM):
-            pl_module.mark_averaged(self.swapped)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # At the start and end of a validation, not of its epoch as in Lightning: every callback and the module see the
+        # average, in any order. If the module put this callback last, Lightning's hooks would do, and two methods
+        # would leave. The other methods would stay, since they do not depend on the order: an update without
+        # synchronization, checkpoints from within a validation and after a fit, complete runs, and the raw bound.
         if trainer.state.fn == "fit" and not self.swapped:
             self._swap_models(pl_module)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning would swap here; the average is in place since on_validation_start.
         if self.raw_bound and isinstance(pl_module, DDPM):
             self._raw = pl_module.evaluation.copy()
             self._raw.begin(trainer, pl_module, "val")
@@ -126,7 +125,6 @@ class EMA(WeightAveraging):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning would swap back here; the average stays for the other callbacks.
         if self._raw is not None and self.swapped:
             report = self._raw.finish(trainer)
             pl_module.log(f"{report.key('val')}_raw", report.terms["total"].value)
@@ -159,28 +157,3 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # other commands get the average from ``state_dict``
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-@contextmanager
-def averaged_weights(trainer: Trainer, pl_module: LightningModule, callback: Callback) -> Iterator[None]:
-    """Gives a module its averaged weights within a block, if any callback of the Trainer averages them.
-
-    It is meant for ``on_validation_epoch_end`` and ``on_train_end``. `callback`, which draws with the weights, may come
-    before or after `EMA` or Lightning's ``EMAWeightAveraging`` in the Trainer's list. Outside of a fit the module keeps
-    its weights.
-    """
-    callbacks: list[Callback] = getattr(trainer, "callbacks", []) if trainer.state.fn == "fit" else []
-    for averaging in [other for other in callbacks if isinstance(other, WeightAveraging)]:
-        if isinstance(averaging, EMA):
-            holds_average = averaging.swapped
-        else:  # Lightning 2.6 swaps back at the end of a validation epoch, and swaps again at the end of training
-            is_earlier = callbacks.index(averaging) < callbacks.index(callback)
-            holds_average = is_earlier != trainer.validating
-        if not holds_average:
-            averaging._swap_models(pl_module)
-            try:
-                yield
-            finally:
-                averaging._swap_models(pl_module)
-            return
-    yield

@@ -5,6 +5,7 @@ from lightning import LightningModule, Trainer
 from typing_extensions import override
 
 from lit_ddpm.callbacks.callback import DDPMCallback
+from lit_ddpm.training.cost import is_compiled
 
 
 class Compile(DDPMCallback):
@@ -15,7 +16,9 @@ class Compile(DDPMCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.ddpm(pl_module).denoiser.network.compile()
+        network = self.ddpm(pl_module).denoiser.network
+        if not is_compiled(network):  # by an earlier command of this process
+            network.compile()
 
 
 class ChannelsLast(DDPMCallback):

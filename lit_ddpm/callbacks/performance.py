@@ -2,7 +2,6 @@
 
 import sys
 import time
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,23 +20,23 @@ class Performance(DDPMCallback):
     - ``perf/outside_network``: the fraction of the last step that is neither forward nor backward pass: data, noise,
       loss, logging, optimizer. On a GPU this step is synchronized at each boundary, so overlapping work counts fully.
     - ``perf/peak_memory_gib``: the peak memory of the GPU, or of the process without a GPU.
+
+    Lightning's ``ThroughputMonitor`` (2.6) needs a function for the batch size, which no checkpoint can contain,
+    synchronizes a GPU at every step, and writes past the metrics of the Trainer. It does not measure the other two.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._hooks: list[RemovableHandle] = []
-        self._timed = False  # whether the current batch is timed
-        self._marks: list[float] = []  # the start of the batch, then the start and end of each pass
-        self._batch_size = 0  # of the last network call
+    _hooks: tuple[RemovableHandle, ...] = ()
+    _marks: list[float]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = self.ddpm(pl_module).denoiser.network
-        self._device = pl_module.device
-        self._hooks = [
+        self._every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it from another class
+        self._device, self._timed, self._batch_size = pl_module.device, False, 0
+        self._hooks = (
             network.register_forward_pre_hook(lambda _, args: self._enter(len(args[0]))),
             network.register_forward_hook(lambda *_: self._mark()),
-        ]
+        )
         self._restart()
 
     @override
@@ -56,7 +55,7 @@ class Performance(DDPMCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._timed = (trainer.global_step + 1) % _every(trainer) == 0
+        self._timed = (trainer.global_step + 1) % self._every == 0
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -70,25 +69,24 @@ class Performance(DDPMCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = _every(trainer)
         self._images += self._batch_size
-        if self._timed and trainer.global_step % every == 0:
-            now, marks = self._now(), self._marks
-            inside = sum(end - start for start, end in zip(marks[1::2], marks[2::2], strict=True))
+        if self._timed and trainer.global_step % self._every == 0:
+            now, (begin, *passes) = self._now(), self._marks
+            inside = sum(passes[1::2]) - sum(passes[::2])
             values = {
                 "perf/images_per_s": self._images * trainer.world_size / (now - self._since),
-                "perf/outside_network": 1 - inside / (now - marks[0]),
+                "perf/outside_network": 1 - inside / (now - begin),
             }
             if (peak := _peak_memory(self._device)) is not None:
                 values["perf/peak_memory_gib"] = peak / 2**30
             pl_module.log_dict(values)
             self._restart()
-        elif (trainer.global_step + 1) % every == 0:
+        elif (trainer.global_step + 1) % self._every == 0:
             self._marks = [self._now()]
 
     def _restart(self) -> None:
         self._images, self._since = 0, self._now()
-        self._marks = [self._since]
+        self._marks = [self._since]  # the start of the batch, then the start and end of each pass
 
     def _enter(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -104,17 +102,13 @@ class Performance(DDPMCallback):
         return time.perf_counter()
 
 
-def _every(trainer: Trainer) -> int:
-    return int(getattr(trainer, "log_every_n_steps", 50))
-
-
 def _peak_memory(device: torch.device) -> int | None:
     """Returns the peak memory in bytes, or None on a platform that does not measure it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if find_spec("resource") is None:  # on Windows
+    try:
+        import resource
+    except ImportError:  # on Windows
         return None
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -9,11 +9,11 @@ from typing_extensions import override
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm.callbacks.callback import DDPMCallback
-from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.loggers import log_image
 from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.diffusion.sampler import Sampler, standard_normal
+from lit_ddpm.training.averaging import averaged_weights
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import draw, is_fast_dev_run, shortened

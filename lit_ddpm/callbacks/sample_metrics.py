@@ -6,21 +6,20 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
 from lit_ddpm._internal.checks import check_at_least
 from lit_ddpm._internal.files import read_json_lines, write_json_lines
+from lit_ddpm._internal.tables import text_table
 from lit_ddpm.callbacks.callback import DDPMCallback
-from lit_ddpm.callbacks.ema import averaged_weights
 from lit_ddpm.callbacks.feature_extraction import FeatureExtraction
 from lit_ddpm.callbacks.loggers import log_config, step_of, summarize
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.metrics.fid import sample_metrics
 from lit_ddpm.metrics.inception import InceptionFeatures
-from lit_ddpm.training.module import DDPM
+from lit_ddpm.training.averaging import averaged_weights, evaluates_average
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import is_fast_dev_run, shortened
 
@@ -146,7 +145,8 @@ class SampleMetrics(DDPMCallback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         values = self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
-            print("\n" + "\n".join(f"{key.removeprefix('sample/'):<24}{value:>10.4f}" for key, value in values.items()))
+            rows = [[key.removeprefix("sample/"), f"{value:.4f}"] for key, value in values.items()]
+            print(f"\n{text_table(rows, widths=(22, 10))}")
             print(f"protocol: {self._protocol}")
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,7 +170,7 @@ class SampleMetrics(DDPMCallback):
             num_steps=len(self._sampler.timesteps(module.denoiser.schedule)) - 1,
             guidance=module.guidance.scale,
             conditions="none" if module.held_out is None else module.held_out.name,
-            weights="averaged" if _uses_average(trainer, module) else "raw",
+            weights="averaged" if evaluates_average(trainer, module) else "raw",
             precision=str(trainer.precision),
             seed=self.seed,
             kid_subsets=self.kid_subsets,
@@ -215,10 +215,3 @@ class SampleMetrics(DDPMCallback):
         values = {f"sample/{metric}_{self._extraction.info.name}": value for metric, value in metrics.items()}
         pl_module.log_dict(values)
         return values
-
-
-def _uses_average(trainer: Trainer, module: DDPM) -> bool:
-    """Returns whether the images of this command are drawn with averaged weights."""
-    if trainer.state.fn == "fit":
-        return any(isinstance(callback, WeightAveraging) for callback in getattr(trainer, "callbacks", []))
-    return module.averaged

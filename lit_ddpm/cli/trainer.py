@@ -1,18 +1,22 @@
 """Lightning's Trainer with a ``predict`` that draws images without data, and with ``gradients``."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning import LightningDataModule, LightningModule
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from typing_extensions import override
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
-from lit_ddpm.diffusion.gradients import GradientStatistics
+from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, gradient_table, timestep_cells
 from lit_ddpm.training.checkpoint import load_checkpoint
-from lit_ddpm.training.gradients import gradient_table, measure_gradients
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import SampleChunk, chunk_loader
@@ -110,15 +114,32 @@ class Trainer(lightning.Trainer):
         """
         if not isinstance(model, DDPM) or datamodule is None:
             raise ValueError("gradients needs a DDPM and a data module.")
+        if num_batches < 2:
+            raise ValueError(f"num_batches = {num_batches} must be at least 2.")
         if ckpt_path is not None:
             checkpoint = load_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
-        found = measure_gradients(self, model, datamodule, num_batches)
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        denoiser, device = model.denoiser, self.strategy.root_device
+        model.to(device)
+        batches = training_batches(model, datamodule, device)
+        size = num_batches * len(timestep_cells(denoiser.schedule.num_steps)[0])
+        with tqdm(total=size, desc="gradients", leave=False) as bar, self.precision_plugin.forward_context():
+            found = gradient_statistics(denoiser, batches, progress=bar.update, num_batches=num_batches)
         path = RunDirectory.of_trainer(self).gradients
         found.save(path)
-        print(f"{gradient_table(found, model)}\nwritten to {path}")
+        print(f"{gradient_table(found, denoiser, model.objective)}\nwritten to {path}")
         return found
+
+
+def training_batches(
+    module: DDPM, data: LightningDataModule, device: torch.device
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yields the training images on a device, with the keyword arguments of the network."""
+    for batch in data.train_dataloader():
+        yield module.unpack_batch(data.on_after_batch_transfer(move_data_to_device(batch, device), 0))
 
 
 class _MissingSamples(LightningDataModule):

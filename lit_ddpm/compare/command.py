@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from lit_ddpm.cli.errors import ArgumentParser
 from lit_ddpm.compare.audit import audit
 from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.figures import figures, plot_audit
-from lit_ddpm.compare.jobs import expected_seconds, minutes, run_all
-from lit_ddpm.compare.page import write_report
+from lit_ddpm.compare.jobs import run_all
+from lit_ddpm.compare.page import write_page
 from lit_ddpm.compare.plan import Plan, check_resumable
 from lit_ddpm.compare.variants import OBJECTIVES, Variant, check_variants, resolve_models, resolve_variants
 from lit_ddpm.compare.wandb_run import log_comparison
@@ -33,15 +34,15 @@ def compare(
     models: Sequence[str | Path] = (),
     jobs: int = 1,
 ) -> Comparison:
-    """Trains, tests and compares variants on equal terms, each in separate processes: `prepare`, all runs, and `collect`.
+    """Trains, tests and compares variants on equal terms: `prepare`, all runs in separate processes, and `collect`.
 
-    Trained `models` are further variants, which are measured on the same images only.
-
-    The variants of a seed have the same initial weights, data order, timesteps, noise and budget.
+    The variants of a seed have the same initial weights, data order, timesteps, noise and budget. Trained `models` are
+    further variants, which are only measured, on the same images.
 
     Args:
         configs: Configuration files; later ones override earlier ones.
-        objectives: For each variant the name of a built-in objective (`OBJECTIVES`) or the path of an overlay.
+        objectives: For each variant the name of a built-in objective (`OBJECTIVES`), the class name or import path of a
+            `Weighting` or `Objective`, or an overlay.
         num_seeds: The number of seeds 0, 1, ... of each variant.
         output_dir: The directory of the comparison.
         resume: Resume a comparison in that directory; completed work is not repeated.
@@ -56,15 +57,10 @@ def compare(
     if jobs < 1:
         raise ValueError(f"jobs = {jobs} must be at least 1.")
     plan = prepare(configs, objectives, num_seeds, output_dir, resume, overrides, models)
-    remaining = [run for run in plan.runs if not run.done]
-    seconds = [
-        expected_seconds(variant) for variant in (plan.variants[:1] if objectives else plan.variants) if remaining
-    ]
-    known = [each for each in seconds if each is not None]
-    total = f", about {minutes(sum(known) / len(known) * len(remaining) / jobs)} in total" if known else ""
+    remaining = sum(not run.done for run in plan.runs)
     size = f"{len(plan.variants)} variants, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
     order = "one after another" if jobs == 1 else f"{jobs} at a time"
-    print(f"{len(remaining)} of {len(plan.runs)} runs to do ({size}), {order}{total}", flush=True)
+    print(f"{remaining} of {len(plan.runs)} runs to do ({size}), {order}", flush=True)
     run_all(plan.runs, jobs)
     return _collect(plan)
 
@@ -80,8 +76,8 @@ def prepare(
 ) -> Plan:
     """Checks and audits the variants of `compare`, and writes the plan from which any process executes a run.
 
-    `output_dir` receives ``comparison.json``, ``commands.txt`` with a command for each run, and ``audit_<variant>.png``.
-    See `compare` for the arguments and errors.
+    `output_dir` receives ``comparison.json``, ``commands.txt`` with a command for each run, and the plots of the
+    audits. See `compare` for the arguments and errors.
     """
     if num_seeds < 1:
         raise ValueError(f"seeds = {num_seeds} must be at least 1.")
@@ -105,7 +101,7 @@ def prepare(
     for run in plan.runs:
         run.check()
     directory.mkdir(parents=True, exist_ok=True)
-    plan.audits.update({variant.name: _audit(variant, directory) for variant in variants})
+    plan = replace(plan, audits={variant.name: _audit(variant, directory) for variant in variants})
     plan.save()
     return plan
 
@@ -138,8 +134,8 @@ def collect(output_dir: str | Path) -> Comparison:
     plan = Plan.load(Path(output_dir))
     if not _results(plan).results:
         raise ValueError(
-            f"output_dir = {output_dir}: no variant has all its runs yet, so there is nothing to collect. Execute them by "
-            f"the commands in {plan.directory / 'commands.txt'}."
+            f"output_dir = {output_dir}: no variant has all its runs yet, so there is nothing to collect. Execute them "
+            f"by the commands in {plan.directory / 'commands.txt'}."
         )
     return _collect(plan)
 
@@ -148,8 +144,7 @@ def _results(plan: Plan) -> Comparison:
     """Returns the results of the variants of which all runs are complete."""
     by_variant = {variant.name: [run for run in plan.runs if run.variant is variant] for variant in plan.variants}
     results = {name: [run.result() for run in own] for name, own in by_variant.items() if all(run.done for run in own)}
-    missing = {run.name: run.files.log for run in plan.runs if not run.done}
-    return Comparison(plan.variants, results, plan.audits, plan.num_seeds, missing)
+    return Comparison(plan, results)
 
 
 def _collect(plan: Plan) -> Comparison:
@@ -161,9 +156,9 @@ def _collect(plan: Plan) -> Comparison:
         for name, (_, picture) in found.items():
             picture.save(plan.directory / f"{name}.png")
         report = plan.directory / "report.html"
-        write_report(comparison, plan, found, report)
-        log_comparison(comparison, plan, found)
-        print(f"\n{comparison.table()}\nwritten to {report}, table.csv and differences.csv")
+        write_page(comparison, found, report)
+        log_comparison(comparison, found)
+        print(f"\n{comparison}\nwritten to {report}, table.csv and differences.csv")
     return comparison
 
 
@@ -181,12 +176,17 @@ def run_compare(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = ArgumentParser(
         "lit-ddpm compare",
-        description="Trains, tests and compares several variants on equal terms: for each seed the same initial weights, "
-        "data order, timesteps and noise, and the same budget. Other flags of `lit-ddpm fit` apply to every variant.",
+        description="Trains, tests and compares several variants on equal terms: for each seed the same initial "
+        "weights, data order, timesteps and noise, and the same budget. Other flags of `lit-ddpm fit` apply to every "
+        "variant.",
     )
     parser.add_argument("--config", action="append", default=[], help="configuration file; later ones override it")
     built_in = ", ".join(OBJECTIVES)
-    parser.add_argument("--objectives", default="", help=f"comma-separated variants: {built_in}, or paths of overlays")
+    parser.add_argument(
+        "--objectives",
+        default="",
+        help=f"comma-separated variants: {built_in}, classes such as MinSNRWeighting or mine.MyWeighting, or overlays",
+    )
     parser.add_argument("--models", default="", help="comma-separated run directories of trained models to measure")
     parser.add_argument("--seeds", type=int, default=1, help="the number of seeds of each variant (default: 1)")
     parser.add_argument(

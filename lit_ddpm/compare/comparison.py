@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.files import atomic_write
-from lit_ddpm.compare.measurement import Measurement, Value
+from lit_ddpm._internal.tables import text_table
+from lit_ddpm.compare.measurement import Measurement
+from lit_ddpm.compare.plan import Plan
 from lit_ddpm.compare.runs import Result
 from lit_ddpm.compare.variants import Variant
 from lit_ddpm.diffusion.weighting import kl_weight
@@ -27,13 +29,15 @@ BEST_VARIANCE = "best variance"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of all variants."""
+    """The results of a plan."""
 
-    variants: list[Variant]
+    plan: Plan
     results: dict[str, list[Result]]  # by name of the variant, one for each seed; without variants with a missing run
-    audits: dict[str, str]  # the result of the audit by name of the variant, see `Audit`
-    num_seeds: int
-    missing: dict[str, Path]  # the logs of the runs that are not complete, by name of the run
+
+    @property
+    def missing(self) -> dict[str, Path]:
+        """The logs of the runs that are not complete, by name of the run."""
+        return {run.name: run.files.log for run in self.plan.runs if not run.done}
 
     @property
     def total(self) -> str:
@@ -72,13 +76,13 @@ class Comparison:
         """Returns each model under each variant's objective: ``cross["kl"]["x0_mse"]`` is the KL of the x0-MSE's model.
 
         An objective is a weight on the x0-MSE here, see `weight_on_x0_mse`, averaged over t = 2..T. The x0-MSE is that
-        of the test images in the exact bound, with x0_hat clipped as in sampling. Variants with different schedules have no
-        value, since their timesteps are not comparable.
+        of the test images in the exact bound, with x0_hat clipped as in sampling. Variants with different schedules
+        have no value, since their timesteps are not comparable.
         """
         cross: Columns = {}
-        for judge in self.variants:
+        for judge in self.plan.variants:
             weight = judge.weight
-            for variant in self.variants:
+            for variant in self.plan.variants:
                 if variant.name in self.results and same_schedule(variant, judge):
                     errors = [torch.tensor([e or 0.0 for e in r.report.x0_mse[1:]]) for r in self.results[variant.name]]
                     values = np.array([float((weight * error).mean()) for error in errors])
@@ -94,10 +98,10 @@ class Comparison:
         """Returns how many times smaller the errors of paired differences of the total are than unpaired ones."""
         total = self.measurements()[self.total]
         ratios = [
-            math.hypot(total[row].value.error, total[column].value.error) / difference.value.error
+            math.hypot(total[row].error, total[column].error) / difference.error
             for column, rows in self.differences().items()
             for row, difference in rows.items()
-            if difference.value.error > 0
+            if difference.error > 0
         ]
         return float(np.median(ratios)) if ratios else math.nan
 
@@ -113,40 +117,39 @@ class Comparison:
     @property
     def replications(self) -> str:
         """What errors and tests are over."""
-        return "the test images" if self.num_seeds == 1 else "the seeds and test images"
+        return "the test images" if self.plan.num_seeds == 1 else "the seeds and test images"
 
     def rule(self) -> str:
         """Returns the meaning of a mark: the test behind it."""
         test = f"paired t-test over {self.replications}, 95%"
         return f"significantly better than another row, and no row is significantly better ({test})"
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         """Returns the columns, the paired differences and the cross-evaluation as text for a terminal."""
-        over = "the test images; one seed" if self.num_seeds == 1 else f"{self.num_seeds} seeds and the test images"
-        parts = [f"{self._grid(self.measurements())}\n± standard error over {over}; * {self.rule()}"]
+        num_seeds = self.plan.num_seeds
+        over = "the test images; one seed" if num_seeds == 1 else f"{num_seeds} seeds and the test images"
+        results, cross = (text_table(self.rows(c, _star)) for c in (self.measurements(), self.cross_evaluation()))
+        parts = [f"{results}\n± standard error over {over}; * {self.rule()}"]
         if len(self.results) > 1:
-            differences = self._grid(self.differences(), marks=False)
+            differences = text_table(self.rows(self.differences()))
             parts.append(f"{self.total}, row minus column ± paired standard error\n{differences}")
             if not math.isnan(sharpening := self.sharpening()):
                 parts[-1] += f"\nthe errors are {sharpening:.1f} times smaller than without pairing (median)"
-        cross = self._grid(self.cross_evaluation())
         parts.append(f"cross-evaluation: each model under each objective, on the test images\n{cross}")
         return "\n\n".join(parts)
 
-    def _grid(self, columns: Columns, marks: bool = True) -> str:
-        cells = [["trained with", *columns]]
-        leaders = [self.leaders(name, values) for name, values in columns.items()] if marks else []
-        for variant in self.results:
-            texts = [text_of(values.get(variant), signed=not marks) for values in columns.values()]
-            if marks:
-                texts = [f"{text} {'*' if variant in best else ' '}" for text, best in zip(texts, leaders, strict=True)]
-            cells.append([variant, *texts])
-        widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
-        lines = []
-        for first, *others in cells:
-            rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-            lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
-        return "\n".join(lines)
+    def rows(self, columns: Columns, mark: Callable[[str, bool], str] | None = None) -> list[list[str]]:
+        """Returns a header and a row for each variant; `mark` formats the text of a value and whether it is a leader.
+
+        Without it the values are differences, with their signs.
+        """
+        rows = [[variant] for variant in self.results]
+        for name, values in columns.items():
+            leaders = self.leaders(name, values) if mark else set()
+            for row in rows:
+                text = text_of(values.get(row[0]), signed=mark is None)
+                row.append(mark(text, row[0] in leaders) if mark else text)
+        return [["trained with", *columns], *rows]
 
     def save_csv(self, directory: Path) -> None:
         """Writes ``table.csv``, a row for each variant, and ``differences.csv``, a row for each pair of variants.
@@ -158,7 +161,7 @@ class Comparison:
         rows = [["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))]]
         for variant in self.results:
             cells = [_numbers(values.get(variant)) for values in columns.values()]
-            rows.append([variant, str(self.num_seeds), *(x for cell in cells for x in cell)])
+            rows.append([variant, str(self.plan.num_seeds), *(x for cell in cells for x in cell)])
         _write_csv(directory / "table.csv", rows)
         pairs = [["column", "trained_with", "minus", "difference", "error"]]
         for name, values in columns.items():
@@ -171,7 +174,7 @@ class Comparison:
         The factor is the weight on the x0-MSE over that of the KL, divided by its largest value.
         """
         factors = {}
-        for variant in self.variants:
+        for variant in self.plan.variants:
             denoiser = variant.module.denoiser
             t = torch.arange(2, denoiser.schedule.num_steps + 1)
             factor = variant.weight / kl_weight(denoiser.schedule, t)
@@ -192,28 +195,31 @@ def is_larger_better(column: str) -> bool:
     return column.startswith("is_")
 
 
+def _star(text: str, is_leader: bool) -> str:
+    return f"{text} {'*' if is_leader else ' '}"
+
+
 def text_of(measurement: Measurement | None, signed: bool = False) -> str:
     """Formats a mean and its error, to two digits of the error."""
-    value = None if measurement is None else measurement.value
-    if value is None or math.isnan(value.mean):
+    if measurement is None or math.isnan(measurement.mean):
         return "—"
-    sign = "+" if signed else ""
-    if math.isnan(value.error) or value.error == 0:
-        return f"{value.mean:{sign}.4g}"
-    digits = min(max(0, 1 - math.floor(math.log10(value.error))), 7)
-    return f"{value.mean:{sign},.{digits}f} ± {value.error:.{digits}f}"
+    mean, error, sign = measurement.mean, measurement.error, "+" if signed else ""
+    if math.isnan(error) or error == 0:
+        return f"{mean:{sign}.4g}"
+    digits = min(max(0, 1 - math.floor(math.log10(error))), 7)
+    return f"{mean:{sign},.{digits}f} ± {error:.{digits}f}"
 
 
 def same_schedule(variant: Variant, other: Variant) -> bool:
     """Returns whether two variants have the same noise at every timestep."""
-    schedules = [a.module.denoiser.schedule for a in (variant, other)]
+    schedules = [each.module.denoiser.schedule for each in (variant, other)]
     tables = [schedule.log_alpha_bar(torch.arange(schedule.num_steps + 1)) for schedule in schedules]
     return torch.equal(*tables)
 
 
 def _numbers(measurement: Measurement | None) -> list[str]:
-    value = Value(math.nan, math.nan) if measurement is None else measurement.value
-    return ["" if math.isnan(x) else repr(x) for x in (value.mean, value.error)]
+    values = (math.nan, math.nan) if measurement is None else (measurement.mean, measurement.error)
+    return ["" if math.isnan(x) else repr(x) for x in values]
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -43,7 +43,8 @@ def figures(comparison: Comparison) -> dict[str, Captioned]:
             _factors(comparison),
         ),
         "profile": (
-            "Where the bits are: the area under a curve is the diffusion term. The variants differ where the curves do.",
+            "Where the bits are: the area under a curve is the diffusion term. The variants differ where the curves "
+            "do.",
             _terms(comparison, profiles),
         ),
         "rate_distortion": (
@@ -72,7 +73,7 @@ def _plot(
     """Plots a curve for each variant with results; `finish` sets the limits and scales."""
 
     def draw(axes: "Axes") -> None:
-        for number, variant in enumerate(comparison.variants):
+        for number, variant in enumerate(comparison.plan.variants):
             if variant.name in comparison.results:
                 axes.plot(*curves[variant.name], label=variant.name, **style_of(number))
         finish(axes)
@@ -122,7 +123,7 @@ def gradient_figure(comparison: Comparison) -> Image.Image:
     """Plots signal-to-noise ratio, optimal density of t and direction of the variants' gradients by timestep."""
     measured = {
         variant.name: (number, variant, comparison.results[variant.name][0].gradients)
-        for number, variant in enumerate(comparison.variants)
+        for number, variant in enumerate(comparison.plan.variants)
         if variant.name in comparison.results
     }
     weights = {name: variant.weight for name, (_, variant, _) in measured.items()}

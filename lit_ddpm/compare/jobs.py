@@ -2,25 +2,16 @@
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
 import torch
 
-from lit_ddpm.callbacks.sample_metrics import SampleMetrics
 from lit_ddpm.compare.runs import Run
-from lit_ddpm.compare.variants import Variant
-from lit_ddpm.data.base import ImageDataModule
-from lit_ddpm.diffusion.denoiser import evaluating
-from lit_ddpm.training.gradients import training_batches
-
-STARTUP_SECONDS = 6.0  # of a process, approximately
-COMMANDS = 4  # of a run
 
 
 def run_all(runs: Sequence[Run], jobs: int = 1) -> list[Run]:
@@ -96,55 +87,6 @@ def _follow(futures: "dict[Future[bool], Run]", runs: Sequence[Run]) -> list[Run
             line = " | ".join(f"{run.name}: {run.last_output()}"[: width // len(active)] for run in active)
             print(f"\r{line}"[:width].ljust(width), end="\r", flush=True)
     return failed
-
-
-def expected_seconds(variant: Variant, at_most: float = 10.0) -> float | None:
-    """Estimates the seconds of a run from a training step and a network call, timed on a batch of training images.
-
-    Returns None for data other than an `ImageDataModule`.
-    """
-    module, data, trainer = variant.module, variant.data, variant.trainer
-    if not isinstance(data, ImageDataModule):
-        return None
-    data.prepare_data()
-    data.setup("fit")
-    data.setup("test")
-    images = len(data.test_dataloader()) * data.eval_batch_size
-    device, T = trainer.strategy.root_device, module.denoiser.schedule.num_steps
-    module.to(device)
-    x_0, cond = next(training_batches(module, data, device))
-    batch = len(x_0)
-
-    def train() -> None:
-        pred = module.denoiser.predict(x_0, torch.randint(2, T + 1, (batch,)), torch.randn_like(x_0), **cond)
-        torch.autograd.backward(module.objective(module.denoiser, pred).mean())
-
-    def evaluate() -> None:
-        with evaluating(module.denoiser):
-            module.denoiser(x_0, T, **cond)
-
-    with trainer.precision_plugin.forward_context():
-        step = _seconds(train, at_most) if variant.checkpoint is None else 0.0
-        call = _seconds(evaluate, at_most)
-    module.to("cpu")
-    module.zero_grad()
-    epochs = trainer.max_epochs or 0
-    steps = trainer.max_steps if trainer.max_steps > 0 else epochs * len(data.train_dataloader())
-    metrics = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, SampleMetrics)]
-    sampled = sum(c.num_samples for c in metrics) * (module.sampler.num_steps or T)
-    return float(COMMANDS * STARTUP_SECONDS + steps * step + (images * T + sampled) * call / batch)
-
-
-def _seconds(action: Callable[[], None], at_most: float) -> float:
-    """Returns the median of up to three timings after a warm-up."""
-    times = []
-    for _ in range(4):
-        start = time.monotonic()
-        action()
-        times.append(time.monotonic() - start)
-        if sum(times) > at_most:
-            break
-    return statistics.median(times[1:] or times)
 
 
 def minutes(seconds: float) -> str:

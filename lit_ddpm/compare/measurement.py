@@ -11,21 +11,13 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Value:
-    """A mean and its standard error, which is NaN if it is unknown."""
-
-    mean: float
-    error: float
-
-
-@dataclass(frozen=True)
 class Measurement:
     """A quantity for each seed and, for a term of the bound, for each test image.
 
-    All variants have the same seeds and images, so the difference of two measurements is paired: what makes a seed or an
-    image hard for both cancels. Its error is that over new seeds and new images together. With both, the variance of
-    the mean is the sum of the two, less that of their interaction, which both contain (Cameron, Gelbach and Miller
-    2011, "Robust Inference with Multiway Clustering").
+    All variants have the same seeds and images, so the difference of two measurements is paired: seed and image effects
+    cancel. Its error is that over new seeds and new images together. With both, the variance of the mean is the sum of
+    the two, less that of their interaction, which both contain (Cameron, Gelbach and Miller 2011, "Robust Inference
+    with Multiway Clustering").
     """
 
     seeds: NDArray[np.float64]  # [S]
@@ -44,9 +36,9 @@ class Measurement:
         return float(self.seeds.mean())
 
     @property
-    def value(self) -> Value:
-        """The mean with its standard error."""
-        return Value(self.mean, math.sqrt(self._variance()[0]))
+    def error(self) -> float:
+        """The standard error of the mean; NaN if it is unknown."""
+        return math.sqrt(self._variance()[0])
 
     def is_positive(self) -> bool:
         """Returns whether the mean is significantly above 0: a two-sided t-test at 95%."""

@@ -7,7 +7,7 @@ from lit_ddpm.compare.measurement import Measurement
 
 
 def summary(comparison: Comparison) -> dict[str, str]:
-    """Returns a sentence for each variant: its rank in bits/dim and in each FID, and its distance to the best variant."""
+    """Returns a sentence for each variant: its total and each FID, with the distance to the best variant."""
     columns = comparison.measurements()
     names = [comparison.total, *(name for name in columns if name.startswith("fid"))]
     sentences = {}
@@ -27,7 +27,7 @@ def _place(name: str, values: dict[str, Measurement], variant: str, comparison: 
     if variant == order[0]:
         significant = variant in comparison.leaders(name, values)
         difference = values[order[1]] - values[variant]
-        won = "the best" if significant or math.isnan(difference.value.error) else "the lowest"
+        won = "the best" if significant or math.isnan(difference.error) else "the lowest"
         return f"{text}, {won}, {text_of(difference)} ahead of {order[1]}"
     return f"{text}, {text_of(values[variant] - values[order[0]])} behind {order[0]}"
 
@@ -48,11 +48,11 @@ def objective_sentences(comparison: Comparison) -> dict[str, str]:
 def gradient_rows(comparison: Comparison) -> list[list[str]]:
     """Returns a header, and a row for each variant with measured gradients.
 
-    A row has the norm of the mean gradient of the variant's own objective at its final weights, its standard deviation for
-    one image at a uniform t, and the saving of the optimal density, see `GradientStatistics.saving`.
+    A row has the norm of the mean gradient of the variant's own objective at its final weights, its standard deviation
+    for one image at a uniform t, and the saving of the optimal density, see `GradientStatistics.saving`.
     """
     rows = [["trained with", "signal", "noise", "saving"]]
-    for variant in comparison.variants:
+    for variant in comparison.plan.variants:
         results = comparison.results.get(variant.name)
         if results is not None and (found := results[0].gradients) is not None:
             weight = variant.weight

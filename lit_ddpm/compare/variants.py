@@ -1,38 +1,35 @@
 """The variants of a comparison: one configuration with a different overlay for each, and trained models."""
 
+import inspect
 import json
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import yaml
 
+from lit_ddpm._internal.config import as_config
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.arguments import temporary_config
 from lit_ddpm.cli.configs import find_config, shipped_configs
-from lit_ddpm.diffusion.objective import weight_on_x0_mse
+from lit_ddpm.diffusion.objective import X0MSE, Objective, weight_on_x0_mse
+from lit_ddpm.diffusion.weighting import Weighting
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 
-
-def _x0_mse(weighting: str) -> dict[str, Any]:
-    return {"class_path": "lit_ddpm.X0MSE", "init_args": {"weighting": {"class_path": f"lit_ddpm.{weighting}"}}}
-
-
-# Complete objects, since a missing part would be taken from the objective of the configuration.
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "kl": {"class_path": "lit_ddpm.PosteriorKL", "init_args": {"decoder": None}},
-    "x0_mse": _x0_mse("UniformWeighting"),
-    "simple": _x0_mse("SNRWeighting"),
-    "min_snr": _x0_mse("MinSNRWeighting"),
-    "p2": _x0_mse("P2Weighting"),
-    "edm": _x0_mse("EDMWeighting"),
-    "sigmoid": _x0_mse("SigmoidWeighting"),
-    "flow_matching": _x0_mse("FlowMatchingWeighting"),
+OBJECTIVES = {
+    "kl": "PosteriorKL",
+    "x0_mse": "UniformWeighting",
+    "simple": "SNRWeighting",
+    "min_snr": "MinSNRWeighting",
+    "p2": "P2Weighting",
+    "edm": "EDMWeighting",
+    "sigmoid": "SigmoidWeighting",
+    "flow_matching": "FlowMatchingWeighting",
 }
-
+"""The short names of classes; a weighting w stands for ``X0MSE(w)``."""
 
 CONFIG_KEYS = ("seed_everything", "model", "data", "trainer")
 """The part of a run's configuration that does not belong to a command."""
@@ -42,7 +39,7 @@ class Variant:
     """One configuration of a comparison.
 
     Args:
-        name: That of the built-in objective, of the overlay's file or of the run of a trained model.
+        name: That of the objective or its class, of the overlay's file or of the run of a trained model.
         config: The complete configuration, for ``fit``.
         checkpoint: That of a trained model, which is only measured.
         cli: The objects of the configuration; built on first use if None.
@@ -71,11 +68,6 @@ class Variant:
         return module
 
     @property
-    def trainer(self) -> lightning.Trainer:
-        """The Trainer, for the budget and the precision."""
-        return self._cli.trainer
-
-    @property
     def data(self) -> Any:
         """The data module."""
         return self._cli.datamodule
@@ -88,7 +80,7 @@ class Variant:
     @property
     def output_dtype(self) -> torch.dtype:
         """The dtype of a layer's output under the Trainer's precision."""
-        plugin, device = self.trainer.precision_plugin, self.trainer.strategy.root_device
+        plugin, device = self._cli.trainer.precision_plugin, self._cli.trainer.strategy.root_device
         layer = plugin.convert_module(torch.nn.Linear(1, 1)).to(device)
         with plugin.forward_context():
             output: torch.Tensor = layer(plugin.convert_input(torch.zeros(1, 1)).to(device))
@@ -101,28 +93,47 @@ def resolve_variants(
     """Returns the variants to train after checking them; see `lit_ddpm.compare.compare` for the arguments."""
     if bool(configs) != bool(objectives):
         raise ValueError("variants to train need both --config and --objectives.")
-    names = [str(one) if str(one) in OBJECTIVES else Path(one).stem for one in objectives]
-    for one in objectives:
-        if str(one) not in OBJECTIVES and str(one) not in shipped_configs() and not Path(one).is_file():
-            built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
-            raise ValueError(
-                f"objective = {one} is none of {built_in}, none of the overlays {overlays}, and not a file."
-            )
-    return [_resolve(configs, name, one, overrides) for name, one in zip(names, objectives, strict=True)]
-
-
-def _resolve(configs: Sequence[str | Path], name: str, objective: str | Path, overrides: Sequence[str]) -> Variant:
     args = [f"--config={config}" for config in configs]
-    built_in = OBJECTIVES.get(str(objective))
-    if built_in is not None:
-        overlay = f"--model.objective={json.dumps(built_in)}"
-    else:
-        overlay = f"--config={find_config(objective, setting='objective')}"
-    return _variant(name, [*args, overlay, *overrides])
+    named = [_override(str(objective)) for objective in objectives]  # all, before anything is built
+    return [_variant(name, [*args, override, *overrides]) for name, override in named]
+
+
+def _override(objective: str) -> tuple[str, str]:
+    """Returns the name of a variant and the flag that overrides the configuration."""
+    if objective not in OBJECTIVES and (objective in shipped_configs() or Path(objective).is_file()):
+        return Path(objective).stem, f"--config={find_config(objective, setting='objective')}"
+    kind = _objective_class(OBJECTIVES.get(objective, objective))
+    try:
+        made = kind()
+        # With all arguments, since a missing one would be taken from the objective of the configuration.
+        config = as_config(X0MSE(made) if isinstance(made, Weighting) else made)
+    except TypeError as error:
+        raise ValueError(f"objective = {objective} needs an overlay that sets its arguments: {error}.") from None
+    return (objective if objective in OBJECTIVES else kind.__name__), f"--model.objective={json.dumps(config)}"
+
+
+def _objective_class(name: str) -> type[Objective | Weighting]:
+    """Returns a class by its public name or import path."""
+    found, reason = None, ""
+    if not name.endswith((".yaml", ".yml")):
+        try:
+            found = pkgutil.resolve_name(name if "." in name else f"lit_ddpm.{name}")
+        except ValueError:
+            pass  # not a name
+        except (ImportError, AttributeError) as error:
+            reason = f" ({error})" if "." in name else ""
+    if not (isinstance(found, type) and issubclass(found, Objective | Weighting)) or inspect.isabstract(found):
+        built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
+        raise ValueError(
+            f"objective = {name} is none of {built_in}, none of the overlays {overlays}, not a file, and not a "
+            "Weighting or Objective: a class of lit_ddpm such as KLWeighting, or an import path such as "
+            f"mine.MyWeighting{reason}."
+        )
+    return found
 
 
 def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> list[Variant]:
-    """Returns the variants of trained models, by their run directories or checkpoints; they have the name of the run."""
+    """Returns the variants of trained models, by their run directories or checkpoints, with the names of the runs."""
     variants = []
     for model in map(Path, models):
         checkpoint = RunDirectory(model).best_or_last_checkpoint() if model.is_dir() else model
@@ -131,27 +142,29 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
             raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
         config = yaml.safe_load(run.config.read_text())
         with temporary_config({key: config[key] for key in CONFIG_KEYS if key in config}) as file:
-            variants.append(_variant(run.path.name, [f"--config={file}", *overrides], checkpoint))
+            variants.append(_variant(run.path.resolve().name, [f"--config={file}", *overrides], checkpoint))
     return variants
 
 
 def check_variants(variants: Sequence[Variant]) -> None:
-    """Raises a ValueError if two variants have the same name, a trained model has other images, or `variants` is empty."""
+    """Raises a ValueError if there are no variants, their names are unfit, or a trained model has other images."""
     if not variants:
         raise ValueError(
             "there is nothing to compare: name variants with --config and --objectives, or runs with --models."
         )
-    names = [variant.name for variant in variants]
+    names = [variant.name.casefold() for variant in variants]
     for variant in variants:
-        if names.count(variant.name) > 1:
+        if names.count(variant.name.casefold()) > 1:  # some file systems ignore the case
             raise ValueError(
-                f"two variants have the name {variant.name!r}: rename the file of an overlay or the directory of a run, since "
-                "its name is that of the variant."
+                f"two variants have the name {variant.name!r}: rename a class, the file of an overlay or the directory "
+                "of a run, since its name is that of the variant."
             )
+        if not variant.name.strip("."):
+            raise ValueError(f"{variant.name!r} is not usable as the name of a variant's folder: rename its file.")
         if variant.checkpoint is not None and _dataset(variant) != _dataset(variants[0]):
             raise ValueError(
-                f"the data of {variant.name} and {variants[0].name} differ: trained models are compared on the same images "
-                "only. Set --data for all."
+                f"the data of {variant.name} and {variants[0].name} differ: trained models are compared on the same "
+                "images only. Set --data for all."
             )
 
 

@@ -5,18 +5,18 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lit_ddpm.compare.comparison import Comparison, text_of
+from lit_ddpm.compare.comparison import Comparison
 from lit_ddpm.compare.figures import Captioned
-from lit_ddpm.compare.plan import Plan
 from lit_ddpm.compare.runs import wandb_loggers
 from lit_ddpm.compare.summary import summary
 
 
-def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captioned]) -> None:
+def log_comparison(comparison: Comparison, figures: dict[str, Captioned]) -> None:
     """Logs tables, differences, figures and report to W&B if a variant logs there; its best checkpoint is an artifact.
 
     The identifier of the run is that of the directory, so a repeated collection updates the same run.
     """
+    plan = comparison.plan
     loggers = [logger for variant in plan.variants for logger in wandb_loggers(variant.config)]
     if not loggers:
         return
@@ -42,9 +42,8 @@ def log_comparison(comparison: Comparison, plan: Plan, figures: dict[str, Captio
     )
     with run:
         tables = {name: _table(plan.directory / f"{name}.csv") for name in ("table", "differences")}
-        matrix = comparison.differences()
-        rows = [[row, *(text_of(matrix[name].get(row), signed=True) for name in matrix)] for row in comparison.results]
-        tables["matrix"] = wandb.Table(columns=["row minus column", *matrix], data=rows)
+        (_, *variants), *rows = comparison.rows(comparison.differences())
+        tables["matrix"] = wandb.Table(columns=["row minus column", *variants], data=rows)
         images = {name: wandb.Image(picture, caption=caption) for name, (caption, picture) in figures.items()}
         report = wandb.Html((plan.directory / "report.html").read_text(), inject=False)
         run.log({f"comparison/{name}": value for name, value in {**tables, **images, "report": report}.items()})

@@ -4,8 +4,9 @@ The objectives are weights on the x0-MSE, so at a timestep their gradients diffe
 the gradient of the x0-MSE with respect to the weights of the network therefore describes all of them.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lit_ddpm._internal.files import read_arrays, write_arrays
 from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm._internal.random import reseed
 from lit_ddpm.diffusion.denoiser import Denoiser
-from lit_ddpm.diffusion.objective import X0MSE
+from lit_ddpm.diffusion.objective import X0MSE, Objective, weight_on_x0_mse
 
 NUM_TIMESTEPS = 16
 
@@ -130,6 +131,7 @@ def gradient_statistics(
     num_timesteps: int = NUM_TIMESTEPS,
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
+    num_batches: int | None = None,
 ) -> GradientStatistics:
     """Measures the gradient of the x0-MSE in training mode, with a backward pass for each batch and timestep.
 
@@ -137,13 +139,15 @@ def gradient_statistics(
 
     Args:
         denoiser: The model.
-        batches: At least two batches of images ``[B, ...]`` of one size, with keyword arguments of the network.
+        batches: Images ``[B, ...]`` with keyword arguments of the network. Batches of another size than the first are
+            skipped, and at least two must remain.
         num_timesteps: The number of timesteps; small T have fewer.
         seed: The seed of the noise and of dropout.
         progress: Called after each backward pass.
+        num_batches: The number of batches to measure; all if None.
 
     Raises:
-        ValueError: If there are fewer than two batches.
+        ValueError: If there are fewer than two batches of one size.
     """
     weights = [p for p in denoiser.parameters() if p.requires_grad]
     t, edges = timestep_cells(denoiser.schedule.num_steps, num_timesteps)
@@ -152,7 +156,7 @@ def gradient_statistics(
     squares = torch.zeros(len(t), dtype=torch.float64)
     counts, batch_size, training = [0, 0], 0, denoiser.training
     denoiser.train()
-    for number, (x_0, cond) in enumerate(batches):
+    for number, (x_0, cond) in enumerate(itertools.islice(_of_one_size(batches), num_batches)):
         half, batch_size = number % 2, len(x_0)
         counts[half] += 1
         for i, step in enumerate(t.tolist()):
@@ -176,3 +180,39 @@ def gradient_statistics(
     variance = (squares - total * mean_square) / (total - 1) * batch_size
     num_images = torch.tensor(total * batch_size)
     return GradientStatistics(t, edges, (inner + inner.T) / 2, variance.clamp(min=0), num_images)
+
+
+def _of_one_size(batches: Iterable[tuple[Tensor, dict[str, Any]]]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yields the batches that have as many images as the first one."""
+    size = None
+    for x_0, cond in batches:
+        size = size or len(x_0)
+        if len(x_0) == size:
+            yield x_0, cond
+
+
+def gradient_table(found: GradientStatistics, denoiser: Denoiser, objective: Objective) -> str:
+    """Returns the statistics of the gradient of an objective by timestep as a table for a terminal."""
+    weight = weight_on_x0_mse(objective, denoiser)
+    row = found.t - 2
+    signal, noise = found.signal, found.variance.sqrt()
+    density = found.optimal_density(weight) * len(weight)
+    columns = {
+        "t": found.t,
+        "log SNR": denoiser.schedule.log_snr(found.t),
+        "gradient": weight[row] * signal,
+        "noise": weight[row] * noise,
+        "ratio": signal / noise,
+        "density": density[row],
+    }
+    lines = ["".join(f"{name:>11}" for name in columns)]
+    for t, *values in zip(*(column.tolist() for column in columns.values()), strict=True):
+        lines.append(f"{t:>11}" + "".join(f"{value:>11.4g}" for value in values))
+    return "\n".join(
+        [
+            *lines,
+            "gradient: the norm of the mean gradient at t; noise: its standard deviation for one image;",
+            "ratio: gradient / noise; density: the optimal density of t, where 1 is uniform",
+            f"uniform t needs {found.saving(weight):.2f} times as many images as the optimal density",
+        ]
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_ddpm._internal.files import number_of, write_json
+from lit_ddpm._internal.tables import text_table
 
 if TYPE_CHECKING:
     from lit_ddpm.likelihood.bound import Bound
@@ -151,19 +152,20 @@ class Report:
 
     def __str__(self) -> str:
         """Returns the report as a table for a terminal."""
-        rows = [(name, self.terms[name]) for name in TERMS]
-        lines = [f"{'term':<24}{self.unit:>10}{'± images':>11}{'± noise':>11}"]
-        lines += [f"{name:<24}{e.value:>10.4f}{e.se_images:>11.4f}{_se(e.se_noise):>11}" for name, e in rows]
+        rows = [["term", self.unit, "± images", "± noise"]]
+        rows += [[*_row(name, self.terms[name]), _se(self.terms[name].se_noise)] for name in TERMS]
+        lines = _lines(rows)
         lines.insert(-1, "-" * len(lines[0]))
         if self.best_variance is not None:
-            lines.append(f"{'with the best variance':<24}{self.best_variance:>10.4f}")
+            lines += _lines([["with the best variance", f"{self.best_variance:.4f}"]])
         if self.infinite_steps is not None:
             low, high = self.infinite_steps
-            lines.append(f"{'with infinite steps':<24}{self.limit:>10.4f}   between {low:.4f} and {high:.4f}")
+            (line,) = _lines([["with infinite steps", f"{self.limit:.4f}"]])
+            lines.append(f"{line}   between {low:.4f} and {high:.4f}")
         if self.likelihood is not None:
             lines += self._likelihood_rows(self.likelihood)
         if self.baseline is not None:
-            lines.append(f"{'per-pixel histogram':<24}{self.baseline.value:>10.4f}{self.baseline.se_images:>11.4f}")
+            lines += _lines([_row("per-pixel histogram", self.baseline)])
         lines.append(f"{self._images()}, {self._calls()} an image")
         if self.conditioned_on:
             lines.append(f"the bound of a conditional model: x_0 given {' and '.join(self.conditioned_on)}")
@@ -191,9 +193,7 @@ class Report:
             "likelihood": "exact likelihood",
             "gap": "bound minus likelihood",
         }
-        rows = [
-            f"{label:<24}{entries[name].value:>10.4f}{entries[name].se_images:>11.4f}" for name, label in names.items()
-        ]
+        rows = _lines([_row(label, entries[name]) for name, label in names.items()])
         rows.insert(3, "-" * len(rows[0]))
         rows[-1] += f"   with half the steps of the solver {-entries['solver_error'].value:+.4f}"
         return ["", *rows, ""]
@@ -205,6 +205,14 @@ def _means(totals: Tensor, counts: Tensor) -> list[float | None]:
 
 def _entry(content: dict[str, float | None]) -> Entry:
     return Entry(**{name: number_of(value) for name, value in content.items()})
+
+
+def _row(label: str, entry: Entry) -> list[str]:
+    return [label, f"{entry.value:.4f}", f"{entry.se_images:.4f}"]
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    return text_table(rows, widths=(22, 10, 9, 9)).splitlines()
 
 
 def _se(value: float) -> str:

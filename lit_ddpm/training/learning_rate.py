@@ -1,14 +1,18 @@
 """Learning-rate schedules whose length is that of the run."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, OneCycleLR
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from typing_extensions import override
+
+from lit_ddpm._internal.checks import check_at_least
 
 _run_length: ContextVar[Callable[[], float] | None] = ContextVar("run_length", default=None)
 
@@ -44,18 +48,17 @@ def run_length(steps: Callable[[], float]) -> Iterator[None]:
         _run_length.reset(token)
 
 
-class OneCycle(OneCycleLR):
-    """torch's one-cycle schedule (Smith and Topin 2019) over the whole run: warm-up, then cosine annealing.
+class OneCycle(LRScheduler):
+    """A one-cycle schedule (Smith and Topin 2019) over the whole run: cosine warm-up, then cosine annealing.
 
-    A resumed run with another length, such as more epochs, follows the schedule of its own length from its current step
-    and logs a warning.
+    The rates are those of torch's ``OneCycleLR``, and the final one after the last step. A resumed run with another
+    length, such as more epochs, follows the schedule of its own length from its current step and logs a warning.
 
     Args:
         optimizer: The optimizer.
         max_lr: The peak of the learning rate.
         total_steps: The length in optimizer steps; `num_training_steps` if None.
         pct_start: The fraction of the steps before the peak.
-        cycle_momentum: Vary the momentum inversely to the learning rate.
         div_factor: The peak divided by the initial learning rate.
         final_div_factor: The initial learning rate divided by the final one.
     """
@@ -66,32 +69,37 @@ class OneCycle(OneCycleLR):
         max_lr: float,
         total_steps: int | None = None,
         pct_start: float = 0.3,
-        cycle_momentum: bool = False,
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        total_steps = num_training_steps() if total_steps is None else total_steps
-        if pct_start * total_steps == 1:  # torch 2.14 divides by zero for a warm-up of exactly one step
-            pct_start *= 1.01
-        super().__init__(
-            optimizer,
-            max_lr,
-            total_steps,
-            pct_start=pct_start,
-            cycle_momentum=cycle_momentum,
-            div_factor=div_factor,
-            final_div_factor=final_div_factor,
-        )
+        self.total_steps = num_training_steps() if total_steps is None else total_steps
+        self.max_lr, self.pct_start = max_lr, pct_start
+        self.div_factor, self.final_div_factor = div_factor, final_div_factor
+        check_at_least(self, 1, total_steps=self.total_steps)
+        if not 0 <= pct_start <= 1:
+            raise ValueError(f"pct_start = {pct_start} of OneCycle must be in [0, 1].")
+        super().__init__(optimizer)
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        last, peak = self.total_steps - 1, self.pct_start * self.total_steps - 1
+        if peak == 0:  # a warm-up of exactly one step, whose fraction would be 0/0
+            peak = self.pct_start * 1.01 * self.total_steps - 1
+        step, initial_lr = min(self.last_epoch, last), self.max_lr / self.div_factor
+        if step <= peak:
+            rate = _cosine(initial_lr, self.max_lr, step / peak)
+        else:
+            rate = _cosine(self.max_lr, initial_lr / self.final_div_factor, (step - peak) / (last - peak))
+        return [rate] * len(self.optimizer.param_groups)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the position; the length stays that of this run."""
-        length = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}  # as torch 2.14 names them
-        super().load_state_dict(state_dict | length)
-        before, now, step = state_dict["total_steps"], self.total_steps, self.last_epoch
+        before, now = state_dict["total_steps"], self.total_steps
+        super().load_state_dict(state_dict | {"total_steps": now})
+        step, stored = self.last_epoch, self.get_last_lr()[0]
         if before == now or step >= now:
             return
-        stored = self.get_last_lr()[0]
         self.last_epoch -= 1
         self.step()  # sets the learning rate of the current step
         rank_zero_warn(
@@ -99,6 +107,11 @@ class OneCycle(OneCycleLR):
             f"written: from step {step:,} on it follows the new length, with learning rate "
             f"{self.get_last_lr()[0]:.2e} instead of {stored:.2e}."
         )
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    """Interpolates from `start` to `end` along half a cosine."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 class LinearWarmup(LinearLR):

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from lit_ddpm._internal.random import reseed, training_seed
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.diffusion.objective import loss_of_batch
+from lit_ddpm.training.averaging import averaging_callback, holds_average
 from lit_ddpm.training.checkpoint import (
     STATE_KEY,
     check_weights_are_finite,
@@ -55,8 +55,7 @@ class DDPM(Slots):
         lr_scheduler: Builds a learning-rate scheduler, which is stepped after every optimizer step, such as `OneCycle`.
     """
 
-    averaged = False
-    """Whether the module holds averaged weights, see `EMA`."""
+    _averaged = False  # the weights after a fit or from a checkpoint
 
     trained_steps = 0
     """The optimizer steps of the weights after a fit or from a checkpoint."""
@@ -109,7 +108,7 @@ class DDPM(Slots):
 
     @override
     def on_fit_start(self) -> None:
-        self.averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
+        self._averaged = False  # training resumes from the raw weights, even if the checkpoint's state_dict is averaged
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -119,7 +118,7 @@ class DDPM(Slots):
         """
         reseed(self.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         x_0, cond = self.unpack_batch(batch)
-        objective = self.objective.with_decoder(self.decoder)
+        objective = self.objective
         if batch_idx == 0:
             self.data = replace(self.data, image_shape=tuple(x_0.shape[1:]))
             if objective.decoder is not None:
@@ -135,16 +134,17 @@ class DDPM(Slots):
 
     @override
     def on_train_end(self) -> None:
-        callbacks = getattr(self.trainer, "callbacks", [])
-        self.averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        self._averaged = averaging_callback(self.trainer) is not None
 
     @override
     def on_fit_end(self) -> None:
+        self._averaged = self.averaged  # the Trainer may be another one later
         self.trained_steps = self.trainer.global_step
 
-    def mark_averaged(self, averaged: bool) -> None:
-        """Records whether the weights are averaged now; called by a callback that swaps them."""
-        self.averaged = averaged
+    @property
+    def averaged(self) -> bool:
+        """Whether the module holds averaged weights, see `EMA`."""
+        return self._averaged or (self._trainer is not None and holds_average(self._trainer))
 
     # --- Lightning: evaluation, prediction and checkpoints
 
@@ -176,5 +176,5 @@ class DDPM(Slots):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (state := checkpoint.get(STATE_KEY)) is not None:
             restore_state(self, state)
-        self.averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
+        self._averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
         self.trained_steps = checkpoint.get("global_step", 0)

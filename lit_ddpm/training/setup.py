@@ -1,14 +1,10 @@
-"""Checks before training: whether model and data fit, and which settings would be faster on this machine."""
+"""Checks before training: whether model and data fit."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
-from typing_extensions import override
+from lightning import Callback
 
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.cost import CostReport
@@ -20,13 +16,10 @@ from lit_ddpm.training.optimization import SkipNonFinite
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
 
-MIN_PIXELS = 28 * 28
-"""Images with fewer pixels gain nothing on a CPU: on the 8x8 digits the conversion costs what it saves."""
-
 
 def internal_callbacks(attached: Sequence[Callback]) -> list[Callback]:
     """Returns the callbacks that a `DDPM` adds to a Trainer: one of each class that none of the `attached` is of."""
-    kinds = GatherFullWeights, LogBound, SkipNonFinite, ImportanceFeedback, SpeedHint, CostReport
+    kinds = GatherFullWeights, LogBound, SkipNonFinite, ImportanceFeedback, CostReport
     return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in attached)]
 
 
@@ -84,53 +77,3 @@ def _check_conditions(data: DataSpec, module: "DDPM") -> None:
     if known and channels != found:
         conditions = "no conditions" if found is None else f"conditions of {found} channels"
         raise ValueError(f"cond_channels = {channels} of {network.name} does not fit {name}, which has {conditions}.")
-
-
-class SpeedHint(Callback):
-    """Reports at the start of a fit which configurations would make it faster; it changes no setting.
-
-    A CPU gains from bfloat16 if it has instructions for it, and from channels-last memory in float32. A GPU gains from
-    bfloat16, and from ``torch.compile`` together with channels-last memory, which alone gains nothing.
-    """
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast("DDPM", pl_module)
-        shape = module.data.image_shape
-        names = self._faster_settings(
-            trainer, module.denoiser.network, num_pixels=0 if shape is None else math.prod(shape[1:])
-        )
-        if names:
-            overlays = " ".join(f"--config {name}" for name in names)
-            rank_zero_info(f"Training would be faster on this machine with {overlays}")
-
-    def _faster_settings(self, trainer: Trainer, network: nn.Module, num_pixels: int) -> list[str]:
-        compiled, channels_last = is_compiled(network), is_channels_last(network)
-        device = trainer.strategy.root_device.type
-        full_precision = str(trainer.precision) == "32-true"
-        if device == "cpu" and full_precision and num_pixels >= MIN_PIXELS:
-            read: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # absent from torch 2.9
-            capabilities = read()
-            if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-                return ["bf16"]
-            return [] if channels_last else ["channels_last"]
-        if device != "cuda":
-            return []
-        missing = {
-            "bf16": full_precision and torch.cuda.is_bf16_supported(including_emulation=False),
-            "channels_last": not channels_last,
-            "compile": not compiled,
-        }
-        return [name for name, faster in missing.items() if faster]
-
-
-def is_compiled(network: nn.Module) -> bool:
-    """Returns whether a network is compiled, in place or by `torch.compile`."""
-    return network._compiled_call_impl is not None or hasattr(network, "_orig_mod")
-
-
-def is_channels_last(network: nn.Module) -> bool:
-    """Returns whether the weights of a network's convolutions have channels-last memory format."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    weights = [weight for weight in network.parameters() if weight.ndim in formats and min(weight.shape[1:]) > 1]
-    return bool(weights) and all(weight.is_contiguous(memory_format=formats[weight.ndim]) for weight in weights)

@@ -77,6 +77,15 @@ class Slots(PlainHyperparameters):
         self.held_out = HeldOut(self, data, split)
 
     @property
+    def objective(self) -> Objective:
+        """The training loss; one that needs a decoder and has none gets that of the module."""
+        return self._objective.with_decoder(self.decoder)
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self._objective = objective
+
+    @property
     def decoder(self) -> Decoder:
         """The likelihood at t = 1: the one given, or that of the data."""
         return self.decoder_of(self.data)
@@ -141,7 +150,7 @@ class Slots(PlainHyperparameters):
                 condition is missing.
         """
         if self.data.image_shape is None:
-            raise ValueError("the shape of the images is unknown until the module has seen data: load a checkpoint.")
+            raise ValueError("image_shape is unknown until the module has seen data: load a checkpoint of a fit.")
         network, index = self.denoiser.network_spec, torch.arange(first_index, first_index + num_images)
         needed = {"label": network.num_classes, "cond": network.cond_channels}
         if any(value is not None and name not in cond for name, value in needed.items()):

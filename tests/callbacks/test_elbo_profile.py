@@ -39,7 +39,7 @@ def test_the_profile_of_a_test_is_exact():
     run = trainer(callbacks=ELBOProfile(), logger=CSVLogger(".", "", ""))
     run.test(module, FewDigits(), ckpt_path=checkpoint, verbose=False)
     rows = profile_rows("profile/test_elbo_profile_0000008.csv")
-    report = module.evaluator.last_report
+    report = module.evaluation.last_report
     assert [row["t"] for row in rows] == list(range(2, 21))
     assert [row["kl"] for row in rows] == pytest.approx(report.profile)
     assert sum(row["kl"] for row in rows) == pytest.approx(report.terms["diffusion"].value)

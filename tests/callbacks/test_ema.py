@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_ddpm import DDPM
 from lit_ddpm.callbacks import EMA, SampleGrid
-from lit_ddpm.callbacks.ema import averaged_weights
+from lit_ddpm.training.averaging import averaged_weights
 
 
 def weight(module):
@@ -82,7 +82,8 @@ def test_every_validation_hook_sees_the_average(order):
     assert close(watch.seen["validation end"], watch.average)
 
 
-def test_the_module_states_whether_it_holds_the_average():
+@pytest.mark.parametrize("kind", [EMA, EMAWeightAveraging])
+def test_the_module_states_whether_it_holds_the_average(kind):
     class Stated(lightning.Callback):
         def on_train_batch_end(self, trainer, module, *args):
             stated.add(("train", module.averaged))
@@ -91,8 +92,11 @@ def test_the_module_states_whether_it_holds_the_average():
             stated.add(("validation", module.averaged))
 
     stated, module = set(), tiny_module()
-    trainer(callbacks=[EMA(0.9), Stated()], limit_val_batches=1).fit(module, digits())
+    run = trainer(callbacks=[kind(decay=0.9), Stated()], limit_val_batches=1)
+    run.fit(module, digits())
     assert stated == {("train", False), ("validation", True)}
+    assert module.averaged
+    trainer().test(module, FewDigits(), verbose=False)  # a Trainer without the callback
     assert module.averaged
 
 

@@ -9,7 +9,7 @@ import torch
 from helpers import RNG, tiny_module, trainer
 from PIL import Image
 
-from lit_ddpm import DDPM, LowResolution, UNet
+from lit_ddpm import DDPM, Evaluation, LowResolution, UNet
 from lit_ddpm.callbacks import SampleGrid
 from lit_ddpm.callbacks.pictures import draw_samples
 from lit_ddpm.cli.trainer import Trainer
@@ -126,7 +126,7 @@ def test_what_cannot_be_drawn_is_one_sentence(caplog):
 
 
 def test_conditions_of_sequences_are_drawn():
-    module = DDPM(UNet(dims=1, width=8, cond_channels=1), condition=LowResolution(2), num_val_timesteps=2)
+    module = DDPM(UNet(dims=1, width=8, cond_channels=1), condition=LowResolution(2), evaluation=Evaluation(2))
     content = torch.randn(30, 1, 16).cumsum(-1)
     run = trainer(
         max_epochs=1, callbacks=[SampleGrid(4, num_trajectories=0)], fast_dev_run=False, limit_train_batches=1

@@ -13,6 +13,7 @@ from lit_ddpm import AncestralSampler, UNet
 from lit_ddpm.callbacks import EMA, SampleGrid
 from lit_ddpm.callbacks.pictures import image_grid
 from lit_ddpm.callbacks.sample_grid import draw_trajectories
+from lit_ddpm.data.spec import DataSpec
 
 
 def test_the_grid_is_drawn_every_n_epochs_and_at_the_end():
@@ -27,7 +28,7 @@ def test_the_grid_is_drawn_every_n_epochs_and_at_the_end():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_trajectory_goes_from_noise_to_an_image(channels):
     module = tiny_module(network=TinyNetwork(channels, num_steps=20))
-    module.image_shape = (channels, 8, 6)
+    module.observe(DataSpec(image_shape=(channels, 8, 6)))
     sampler = AncestralSampler(12, chunk_size=4)
     images, times = draw_trajectories(module, sampler, num_images=3, seed=1)
     assert images.shape == (3 * 2 * 10, channels, 8, 6)
@@ -43,7 +44,7 @@ def test_a_trajectory_goes_from_noise_to_an_image(channels):
 
 def test_a_trajectory_of_few_steps_shows_all_of_them():
     module = tiny_module()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     images, times = draw_trajectories(module, AncestralSampler(3), num_images=1, seed=0)
     assert times == [20, 13, 7]
     assert len(images) == 2 * 3
@@ -120,7 +121,7 @@ def test_small_images_are_enlarged_and_large_ones_left():
 def test_a_grid_without_labels_has_eight_columns():
     assert SampleGrid().columns is None
     module = tiny_module()
-    assert module.num_classes is None
+    assert module.denoiser.network_spec.num_classes is None
     assert UNet(num_classes=4).num_classes == 4
 
 

@@ -5,6 +5,7 @@ from helpers import tiny_module
 
 from lit_ddpm.callbacks import SampleWriter
 from lit_ddpm.cli.trainer import Trainer
+from lit_ddpm.data.spec import DataSpec
 
 
 def test_the_writer_refuses_a_directory_of_other_files(tmp_path):
@@ -31,7 +32,7 @@ def predict(module, directory, num_samples, **kwargs):
 
 def test_interrupted_sampling_resumes(tmp_path):
     module = tiny_module()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     made = []
     original = module.predict_step
 
@@ -63,7 +64,7 @@ def test_interrupted_sampling_resumes(tmp_path):
 
 def test_sampling_is_split_across_ranks(tmp_path):
     module = tiny_module()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
         run = Trainer(
             devices=devices,
@@ -81,7 +82,7 @@ def test_sampling_is_split_across_ranks(tmp_path):
 
 def test_two_predictions_of_one_trainer_write_two_folders(tmp_path):
     module = tiny_module()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     predictor = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
     for seed in (0, 1):
         predictor.predict(module, num_samples=4, seed=seed, output_dir=str(tmp_path / str(seed)))

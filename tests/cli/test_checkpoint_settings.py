@@ -56,7 +56,7 @@ def test_guidance_of_a_checkpoint(tmp_path, monkeypatch, batches):
     fit_digits("--config", "digits_conditional", "--trainer.callbacks=[]")
     batches.clear()
     (last,) = Path("runs").rglob("last.ckpt")
-    main(["predict", "--ckpt_path", str(last), "--num_samples=2", "--model.guidance=2", *QUIET])
+    main(["predict", "--ckpt_path", str(last), "--num_samples=2", "--model.guidance.scale=2", *QUIET])
     assert batches == [256] * 16  # with the label and without
 
 

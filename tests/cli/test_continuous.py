@@ -23,7 +23,7 @@ def continuous(run, monkeypatch, tmp_path):
         [
             *("fit", "--config", str(directory / "config.yaml"), "--trainer.default_root_dir=runs/continuous"),
             *(
-                "--model.time=log_snr",
+                "--model.network.time=log_snr",
                 "--model.timesteps=AdaptiveTimesteps",
                 "--model.timesteps.continuous=true",
                 "--trainer.max_epochs=2",
@@ -65,7 +65,7 @@ def test_the_exact_likelihood_from_the_command(continuous, monkeypatch, capsys):
 
 def test_an_exact_likelihood_of_single_timesteps_is_refused(run, monkeypatch, tmp_path, capsys):
     checkpoint = str(copy_run(run, monkeypatch, tmp_path) / "checkpoints" / "best.ckpt")
-    message = error_of(capsys, ["test", "--ckpt_path", checkpoint, "--exact", "--model.time=t", *QUIET])
+    message = error_of(capsys, ["test", "--ckpt_path", checkpoint, "--exact", "--model.network.time=t", *QUIET])
     assert "the exact likelihood needs a network of continuous time, time = 'log_snr'" in message
     settings = ["--model.schedule=LinearSchedule", "--model.schedule.zero_terminal_snr=true"]
     message = error_of(capsys, ["test", "--ckpt_path", checkpoint, "--exact", *settings, *QUIET])
@@ -83,4 +83,6 @@ def test_a_continuous_fit_resumes_with_its_losses(continuous):
 def test_a_stepwise_network_on_another_schedule_warns(run, monkeypatch, tmp_path):
     checkpoint = copy_run(run, monkeypatch, tmp_path) / "checkpoints" / "best.ckpt"
     with pytest.warns(UserWarning, match="trained with another schedule of 64 steps"):
-        main(["test", "--ckpt_path", str(checkpoint), "--model.time=t", "--model.schedule.num_steps=20", *QUIET])
+        main(
+            ["test", "--ckpt_path", str(checkpoint), "--model.network.time=t", "--model.schedule.num_steps=20", *QUIET]
+        )

@@ -26,7 +26,7 @@ def test_a_users_own_lightning_cli(settings, args):
     network = ["--model.network=UNet", "--model.network.width=8", "--model.network.head_channels=8"]
     cli = LightningCLI(DDPM, **settings, args=["fit", *network, "--model.schedule=LinearSchedule", *TRIAL, *args])
     assert cli.trainer.global_step == 1
-    assert cli.model.image_shape == (1, 8, 8)
+    assert cli.model.data.image_shape == (1, 8, 8)
 
 
 def test_a_second_run_beside_the_first():

@@ -20,7 +20,7 @@ def test_every_configuration_has_a_name_of_its_own():
 
 def test_names_work_everywhere_a_file_does(capsys):
     cli = DDPMCLI(["--config", "digits", "--config=digits_conditional", "-c", "bf16"], run=False)
-    assert cli.model.num_classes == 10
+    assert cli.model.denoiser.network_spec.num_classes == 10
     assert cli.trainer.precision == "bf16-mixed"
     Path("mine.yaml").write_text("extends: digits\ntrainer: {max_epochs: 3}")
     assert DDPMCLI(["--config=mine.yaml"], run=False).trainer.max_epochs == 3

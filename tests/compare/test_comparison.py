@@ -1,5 +1,6 @@
 import math
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from helpers import DIGITS_CONFIG, SMALL_NETWORK
 
 from lit_ddpm import LinearSchedule, kl_weight
-from lit_ddpm.compare import Comparison, Measurement
+from lit_ddpm.compare import Comparison, Measurement, Plan
 from lit_ddpm.compare.comparison import is_bound, text_of
 from lit_ddpm.compare.summary import summary
 from lit_ddpm.compare.variants import resolve_variants
@@ -25,8 +26,12 @@ def of_images(mean, *, count=100, noise=0.0):
     return Measurement(np.array([mean]), images[None])
 
 
-def comparison(results=("a", "b"), num_seeds=1):
-    return Comparison([], {name: [] for name in results}, {}, num_seeds, {})
+def plan(variants=()):
+    return Plan(Path("none"), "", list(variants), 1, {})
+
+
+def comparison(results=("a", "b")):
+    return Comparison(plan(), {name: [] for name in results})
 
 
 def test_leaders_of_a_column_are_significant():
@@ -45,12 +50,12 @@ def test_leaders_of_a_column_are_significant():
 
 def test_pairing_finds_what_the_images_hide():
     a, b = of_images(1.8), of_images(1.9, noise=0.3)
-    assert a.value.error == pytest.approx(1.0, rel=0.2)
+    assert a.error == pytest.approx(1.0, rel=0.2)
     assert (b - a).mean == pytest.approx(0.1)
-    assert (b - a).value.error == pytest.approx(0.0175, rel=0.02)  # 0.3 sqrt(1/3) / 10
+    assert (b - a).error == pytest.approx(0.0175, rel=0.02)  # 0.3 sqrt(1/3) / 10
     assert comparison().leaders("bits/dim", {"a": a, "b": b}) == {"a"}
     unpaired = Measurement(b.seeds, b.images[:, :50])
-    assert math.isnan((unpaired - a).value.error)
+    assert math.isnan((unpaired - a).error)
 
 
 @pytest.mark.parametrize("effects", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.3, 1.0, 2.0)])
@@ -64,7 +69,7 @@ def test_the_error_is_that_over_new_seeds_and_new_images(effects):
         images = images + of_both * rng.standard_normal((5, 20))
         measured = Measurement(images.mean(1), images)
         means.append(measured.mean)
-        variances.append(measured.value.error**2)
+        variances.append(measured.error**2)
     assert np.mean(variances) == pytest.approx(np.var(means), rel=0.12 if of_both < 1 else 0.6)
     assert np.mean(variances) > 0.9 * np.var(means)  # the largest part alone is never less
 
@@ -75,7 +80,7 @@ def test_the_test_has_the_quantile_of_student():
         (of_seeds(-1.0, 0.0, 1.0), 4.303),
         (Measurement(np.zeros(1), np.random.default_rng(0).standard_normal((1, 400))), 1.966),
     ):
-        error = measured.value.error
+        error = measured.error
         for factor, significant in ((0.99, False), (1.01, True)):
             shift = factor * quantile * error
             shifted = Measurement(measured.seeds - measured.mean + shift, measured.images)
@@ -117,7 +122,7 @@ def test_a_factor_that_does_not_increase_with_log_snr_is_a_bound():
     ],
 )
 def test_a_value_is_printed_to_two_digits_of_its_error(mean, error, text):
-    measured = types.SimpleNamespace(value=types.SimpleNamespace(mean=mean, error=error))
+    measured = types.SimpleNamespace(mean=mean, error=error)
     assert text_of(measured) == text
     assert text_of(measured, signed=True) == f"+{text}"
     assert text_of(None) == "—"
@@ -138,7 +143,12 @@ def test_a_value_is_printed_to_two_digits_of_its_error(mean, error, text):
 )
 def test_the_bounds_among_the_objectives_on_a_cosine_schedule(objective, bound):
     """The column of the table in docs/objectives.md; without the last step, whose beta is capped."""
-    overrides = ["--model.schedule=CosineSchedule", "--model.schedule.num_steps=400", "--model.time=t", *SMALL_NETWORK]
+    overrides = [
+        "--model.schedule=CosineSchedule",
+        "--model.schedule.num_steps=400",
+        "--model.network.time=t",
+        *SMALL_NETWORK,
+    ]
     variants = resolve_variants([DIGITS_CONFIG], [objective], overrides)
-    ((_, factor),) = Comparison(variants, {}, {}, 1, {}).factors().values()
+    ((_, factor),) = Comparison(plan(variants), {}).factors().values()
     assert is_bound(factor[:-1]) == bound

@@ -9,7 +9,7 @@ import torch
 from helpers import RNG, set_up, tiny_module, trainer
 from safetensors.torch import save_file
 
-from lit_ddpm import DDPM, GaussianDecoder, UNet
+from lit_ddpm import DDPM, Evaluation, GaussianDecoder, UNet
 from lit_ddpm.__main__ import main
 from lit_ddpm.data import ArrayDataModule, Standardization
 
@@ -155,7 +155,7 @@ def test_conditions_reach_the_network():
     network = small_unet((1, 6, 6), num_classes=2, cond_channels=2)
     seen = []
     network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args[0], kwargs)), with_kwargs=True)
-    module = tiny_module(network=network, num_val_timesteps=2)
+    module = tiny_module(network=network, evaluation=Evaluation(2))
     trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1).fit(module, data)
     for x, kwargs in seen:
         assert kwargs["cond"].shape == (len(x), 2, 3, 3)

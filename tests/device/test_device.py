@@ -87,10 +87,10 @@ def test_each_precision_trains_and_measures(precision, channels_last):
     assert not same_weights(before, module)
     assert all(bool(torch.isfinite(weight).all()) for weight in module.parameters())
     run.test(module, FewDigits(batch_size=256), verbose=False)
-    total = module.evaluator.last_report.terms["total"].value
+    total = module.evaluation.last_report.terms["total"].value
     full = trainer(accelerator="cpu")
     full.test(module, FewDigits(batch_size=256), verbose=False)
-    assert total == pytest.approx(module.evaluator.last_report.terms["total"].value, rel=0.02)
+    assert total == pytest.approx(module.evaluation.last_report.terms["total"].value, rel=0.02)
 
 
 def test_a_resumed_fit_equals_one_without_interruption(tmp_path):

@@ -22,7 +22,7 @@ from lit_ddpm import (
     training_loss,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import histogram_nats
+from lit_ddpm.likelihood.bound import histogram_nats
 
 LEVELS = 5
 

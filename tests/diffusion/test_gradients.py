@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ddpm import Denoiser, LinearSchedule, LogSNRSchedule, X0Parametrization
-from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, timestep_cells
+from lit_ddpm import (
+    X0MSE,
+    Denoiser,
+    KLWeighting,
+    LinearSchedule,
+    LogSNRSchedule,
+    X0Parametrization,
+    kl_weight,
+)
+from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, gradient_table, timestep_cells
 
 SCHEDULE = LogSNRSchedule(num_steps=40, log_snr_start=6.0, log_snr_end=-5.0)
 
@@ -105,6 +113,29 @@ def test_statistics_are_saved_and_repeated(measured, tmp_path):
         assert torch.equal(value, getattr(loaded, name))
         assert torch.equal(value, getattr(again, name))
     assert not denoiser.training
+
+
+def test_batches_of_another_size_are_skipped(measured):
+    _, images = measured
+    batches = [(batch, {}) for batch in images[:6]]
+    batches[2:2] = [(images[10][:5], {})]
+    denoiser = Denoiser(Constant(0.4), SCHEDULE, X0Parametrization())
+    skipped = gradient_statistics(denoiser, batches, num_batches=6)
+    expected = gradient_statistics(denoiser, [(batch, {}) for batch in images], num_batches=6)
+    assert torch.equal(skipped.inner, expected.inner)
+    assert int(skipped.num_images) == 48
+
+
+def test_the_table_has_a_row_for_each_timestep(measured):
+    found, _ = measured
+    denoiser = Denoiser(Constant(0.4), SCHEDULE, X0Parametrization())
+    lines = gradient_table(found, denoiser, X0MSE(KLWeighting())).splitlines()
+    assert lines[0].split() == ["t", "log", "SNR", "gradient", "noise", "ratio", "density"]
+    rows = [line.split() for line in lines[1 : 1 + len(found.t)]]
+    assert [int(row[0]) for row in rows] == found.t.tolist()
+    weight = kl_weight(SCHEDULE, found.t)
+    assert [float(row[2]) for row in rows] == pytest.approx((weight * found.signal).tolist(), rel=1e-3)
+    assert lines[-1].startswith("uniform t needs ")
 
 
 def test_a_single_batch_is_refused():

@@ -159,7 +159,7 @@ def test_kl_of_a_learned_variance_equals_torch():
     t = torch.tensor([2, 9, 20, 35, 50])
     with torch.no_grad():
         pred = model.predict(x_0, t, eps)
-        p = model.p_given_x0_hat(pred.x_t, pred.x0_hat, t, fraction=pred.fraction)
+        p = model.p_given_x0_hat(pred.x_t, pred.x0_hat, t, log_variance_position=pred.log_variance_position)
         q = q_posterior(model.schedule, pred.x_t, x_0, t)
         expected = kl_divergence(Normal(q.mean, q.var.sqrt()), Normal(p.mean, p.var.sqrt())).flatten(1).mean(1)
         torch.testing.assert_close(PosteriorKL()(model, pred), expected, rtol=1e-9, atol=1e-12)

@@ -130,3 +130,9 @@ def in_float64(scheduler, schedule: Schedule):
     scheduler.alphas_cumprod = schedule.alpha_bar(t)
     scheduler.one = torch.tensor(1.0, dtype=torch.float64)
     return scheduler
+
+
+def continuous(network: nn.Module) -> nn.Module:
+    """Gives a network log SNR instead of the timestep."""
+    network.time = "log_snr"
+    return network

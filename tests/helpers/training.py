@@ -12,7 +12,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from helpers.models import TinyNetwork
-from lit_ddpm import DDPM, AncestralSampler, LogSNRSchedule, UNet, VParametrization
+from lit_ddpm import DDPM, AncestralSampler, Evaluation, LogSNRSchedule, UNet, VParametrization
 from lit_ddpm.data import DigitsDataModule, ImageTensors
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -26,7 +26,7 @@ def tiny_module(kind=DDPM, **kwargs) -> DDPM:
         "schedule": LogSNRSchedule(num_steps=20, log_snr_start=6, log_snr_end=-6),
         "parametrization": VParametrization(),
         "sampler": AncestralSampler(chunk_size=8),
-        "num_val_timesteps": 4,
+        "evaluation": Evaluation(4),
     }
     return kind(**{**defaults, **kwargs})
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import TinyNetwork
+from lit_ddpm.diffusion.ledger import Ledger
 from torch import nn
 
 from lit_ddpm import (
@@ -22,7 +23,6 @@ from lit_ddpm import (
     exact_likelihood,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import Ledger
 from lit_ddpm.likelihood.flow import _noise
 from lit_ddpm.likelihood.report import Report
 
@@ -206,8 +206,8 @@ def test_the_rows_of_an_exact_ledger(tmp_path):
         report.likelihood["gap"].value
     )
     for row in ("flow, -log p(x_1)", "dequantization", "exact likelihood", "bound minus likelihood"):
-        assert row in report.table()
-    assert "with half the steps of the solver -0.1000" in report.table()
+        assert row in str(report)
+    assert "with half the steps of the solver -0.1000" in str(report)
     metrics = report.metrics("test")
     assert metrics["test/nats_per_dim_gap"] == report.likelihood["gap"].value
     assert metrics["test/nats_per_dim_likelihood_se_images"] == report.likelihood["likelihood"].se_images

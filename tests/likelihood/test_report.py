@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from helpers import TinyNetwork, oracle
+from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
 
 from lit_ddpm import (
     Denoiser,
@@ -15,7 +16,6 @@ from lit_ddpm import (
     bits_per_dim,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import Ledger, histogram_nats
 from lit_ddpm.likelihood.bound import noise_variance
 from lit_ddpm.likelihood.report import TERMS, Report
 
@@ -84,7 +84,7 @@ def test_errors_of_one_image_are_unknown(tmp_path):
     for each in (report, Report.load(tmp_path / "bound.json")):
         assert math.isfinite(each.terms["total"].value)
         assert math.isnan(each.terms["total"].se_images)
-        assert "unknown" in each.table()
+        assert "unknown" in str(each)
 
 
 def test_ranks_add_up_even_if_one_has_no_images():
@@ -115,7 +115,7 @@ def test_the_table_and_the_json_agree(tmp_path):
     saved = json.loads((tmp_path / "new" / "bound.json").read_text())
     assert saved["terms"]["total"]["value"] == report.terms["total"].value
     assert saved["baseline"]["value"] == pytest.approx(2.5)
-    table = report.table()
+    table = str(report)
     for text in (f"{report.terms['total'].value:.4f}", "± images", "± noise", "2.5000", "12 images, 30 network calls"):
         assert text in table
     assert "unknown" not in table
@@ -179,7 +179,7 @@ def test_real_valued_data_has_no_bits():
         ledger.update(bound)
     assert ledger.report().unit == "nats/dim"
     assert ledger.report().terms["total"].value == pytest.approx(float(whole.total.mean()) / 16, rel=1e-5)
-    assert "bits" not in ledger.report().table()
+    assert "bits" not in str(ledger.report())
 
 
 @pytest.mark.parametrize(("discrete", "key"), [(True, "val/bpd"), (False, "val/nats_per_dim")])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import FewDigits, tiny_module, trainer
 
+from lit_ddpm import Evaluation
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.likelihood.report import Report
 from lit_ddpm.likelihood.size import EvaluationSize, Spread
@@ -13,7 +14,7 @@ from lit_ddpm.likelihood.size import EvaluationSize, Spread
 
 def measured(tmp_path, size, module=None, devices=1, **settings):
     module = module or tiny_module()
-    module.evaluator.size = size
+    module.evaluation.size = size
     strategy = "auto" if devices == 1 else "ddp_fork"
     trainer(devices=devices, strategy=strategy).test(module, FewDigits(**settings), verbose=False)
     return Report.load(tmp_path / "bound.json"), read_arrays(tmp_path / "bound.npz")
@@ -30,20 +31,20 @@ def test_a_random_part_of_the_images_is_the_same_part_of_the_exact_test(tmp_path
     np.testing.assert_allclose(images["total"], exact["total"][rows], atol=1e-4)
     assert report.terms["total"].value == pytest.approx(exact["total"][rows].mean(), abs=1e-5)
     assert report.best_variance is not None
-    assert "20 random images of 50, 20 network calls an image" in report.table()
+    assert "20 random images of 50, 20 network calls an image" in str(report)
 
 
 def test_a_part_of_the_timesteps_is_an_unbiased_estimate(tmp_path):
     _, exact = measured(tmp_path, EvaluationSize())
     report, images = measured(tmp_path, EvaluationSize(num_timesteps=5))
     assert (report.num_calls, report.best_variance) == (5, None)
-    assert "50 images, 5 random timesteps of 20 an image" in report.table()
+    assert "50 images, 5 random timesteps of 20 an image" in str(report)
     difference = images["total"] - exact["total"]
     assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(50)
 
 
 def test_second_moments_of_a_validation_sharpen_an_estimate(tmp_path):
-    module = tiny_module(num_val_timesteps=20)
+    module = tiny_module(evaluation=Evaluation(20))
     plain, _ = measured(tmp_path, EvaluationSize(num_timesteps=5), module)
     trainer().validate(module, FewDigits(), verbose=False)
     sharper, _ = measured(tmp_path, EvaluationSize(num_timesteps=5), module)
@@ -84,16 +85,16 @@ def test_a_target_chooses_the_test(tmp_path):
 
 def test_the_images_are_chosen_within_the_limit_of_batches(tmp_path):
     module = tiny_module()
-    module.evaluator.size = EvaluationSize(num_images=5)
+    module.evaluation.size = EvaluationSize(num_images=5)
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
-    assert "5 random images of 50" in Report.load(tmp_path / "bound.json").table()
+    assert "5 random images of 50" in str(Report.load(tmp_path / "bound.json"))
     images = read_arrays(tmp_path / "bound.npz")
     assert len(images["index"]) == 5
     assert images["index"].max() < 12
-    module.evaluator.size = EvaluationSize()
+    module.evaluation.size = EvaluationSize()
     trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
-    assert "12 images, 20 network calls an image" in Report.load(tmp_path / "bound.json").table()  # not a random part
-    module.evaluator.size = EvaluationSize(num_images=13)
+    assert "12 images, 20 network calls an image" in str(Report.load(tmp_path / "bound.json"))  # not a random part
+    module.evaluation.size = EvaluationSize(num_images=13)
     with pytest.raises(ValueError, match=r"num_images = 13 must be in 1\.\.12, the images of the test split"):
         trainer(limit_test_batches=2).test(module, FewDigits(eval_batch_size=6), verbose=False)
 

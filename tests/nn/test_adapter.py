@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ddpm import DDPM, Configurable
+from lit_ddpm import DDPM, Configurable, Guidance
 from lit_ddpm._internal.config import as_config
 from lit_ddpm.nn import NetworkAdapter
 
@@ -49,8 +49,8 @@ def test_time_labels_and_further_arguments():
     assert network.arguments == {"training": False, "y": label, "cond": x}
     NetworkAdapter(network, time_scale=0.1)(x, t)
     torch.testing.assert_close(network.time, torch.tensor([0.1, 0.5, 1.0]))
-    model = DDPM(adapter, label_dropout=0.1)
-    assert (model.num_classes, model.cond_channels) == (7, None)
+    model = DDPM(adapter, guidance=Guidance(dropout=0.1))
+    assert (model.denoiser.network_spec.num_classes, model.denoiser.network_spec.cond_channels) == (7, None)
 
 
 def test_a_checkpoint_names_both_networks():

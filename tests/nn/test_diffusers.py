@@ -15,6 +15,7 @@ from lit_ddpm import (
     CosineSchedule,
     Denoiser,
     DiscretizedGaussian,
+    Guidance,
     HybridObjective,
     PosteriorKL,
     PredictionMSE,
@@ -57,7 +58,7 @@ def test_labels():
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 9])
     assert network.unet.config.num_class_embeds == 4
     torch.testing.assert_close(network(x, t), network(x, t, label=torch.tensor([3, 3])))
-    assert DDPM(network, guidance=2.0, label_dropout=0.1).denoiser.no_label == 3
+    assert DDPM(network, guidance=Guidance(2.0, 0.1)).denoiser.network_spec.no_label == 3
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_an_imported_model_is_tested_sampled_and_fine_tuned(imported, trained, c
 def test_samples_of_a_trained_pipeline(trained):
     pipeline, directory = trained
     model = load_pipeline(directory)
-    assert model.image_shape == (1, 8, 8)
+    assert model.data.image_shape == (1, 8, 8)
     assert float((model.sample(64).clamp(-1, 1) - pipeline_samples(pipeline, 64)).abs().max()) < 1e-4
 
 
@@ -88,7 +88,7 @@ def test_the_directory_is_that_of_a_run(imported, trained):
     assert (model["variance"], model["clip"], model["lr_scheduler"]) == ("fixed_small", True, None)
     assert data["class_path"] == "lit_ddpm.data.DigitsDataModule"
     module = DDPM.load_from_checkpoint(LAST, weights_only=True)
-    assert (module.image_shape, module.levels, module.trained_steps) == ((1, 8, 8), 17, 0)
+    assert (module.data.image_shape, module.levels, module.trained_steps) == ((1, 8, 8), 17, 0)
     images = module.sample(4, sampler=AncestralSampler(chunk_size=4))
     assert float((images.clamp(-1, 1) - pipeline_samples(trained[0], 4)).abs().max()) < 1e-4
 

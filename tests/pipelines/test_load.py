@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from helpers.pipelines import random_network, random_pipeline
 
 from benchmarks.common.pipelines import pipeline_samples
-from lit_ddpm import AncestralSampler, HybridObjective, PredictionMSE
+from lit_ddpm import AncestralSampler, Guidance, HybridObjective, PredictionMSE
 from lit_ddpm.pipelines import load_pipeline
 
 SETTINGS = [
@@ -46,14 +46,14 @@ def test_a_class_conditional_network(tmp_path):
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 20])
     output = model.denoiser.network(x, t, label=torch.tensor([3, 9]))
     torch.testing.assert_close(output, network(x, t - 1, class_labels=torch.tensor([3, 9])).sample)
-    assert (model.num_classes, model.denoiser.no_label) == (10, None)
+    assert (model.denoiser.network_spec.num_classes, model.denoiser.network_spec.no_label) == (10, None)
     with pytest.raises(ValueError, match='no embedding for "no label"'):
         model.denoiser.network(x, t)
     with pytest.raises(ValueError, match='guidance = 2 needs a network with "no label": no_label of DiffusersUNet'):
-        type(model)(model.denoiser.network, guidance=2)
+        type(model)(model.denoiser.network, guidance=Guidance(2))
     with pytest.raises(ValueError, match=r'label_dropout = 0.1 needs a class-conditional network with "no label"'):
-        type(model)(model.denoiser.network, label_dropout=0.1)
-    assert load_pipeline(tmp_path, no_label=True).denoiser.no_label == 9
+        type(model)(model.denoiser.network, guidance=Guidance(dropout=0.1))
+    assert load_pipeline(tmp_path, no_label=True).denoiser.network_spec.no_label == 9
 
 
 def test_a_rectangular_image(tmp_path):

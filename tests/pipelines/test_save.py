@@ -47,7 +47,7 @@ def diffusers_unet(**settings):
 
 def model_of(network, schedule, *args, **kwargs):
     model = DDPM(network, schedule, *args, **kwargs).eval()
-    model.image_shape, model.data_levels = (1, 8, 8), 17
+    model.data.image_shape, model.data_levels = (1, 8, 8), 17
     return model
 
 
@@ -95,7 +95,7 @@ def test_a_class_conditional_model_keeps_no_label(tmp_path):
     model = model_of(unet(num_classes=10), CosineSchedule(20))
     save_pipeline(model, tmp_path / "out", num_samples=0)
     again = load_pipeline(tmp_path / "out")
-    assert (again.num_classes, again.denoiser.no_label) == (10, 10)
+    assert (again.denoiser.network_spec.num_classes, again.denoiser.network_spec.no_label) == (10, 10)
     torch.testing.assert_close(again.sample(2, label=3), model.sample(2, label=3), rtol=0, atol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
     assert '0 to 9; 10 means "no label"' in card

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers import FIT_CONDITIONAL_DIGITS, FIT_DIGITS, LabelledNetwork, digits, error_of, tiny_module, trainer
 
-from lit_ddpm import DDPM, AncestralSampler, DDIMSampler, variational_bound
+from lit_ddpm import DDPM, AncestralSampler, DDIMSampler, Guidance, variational_bound
+from lit_ddpm.data.spec import DataSpec
 
 
 def conditional_module(kind=DDPM, **kwargs):
@@ -26,7 +27,7 @@ def test_labels_reach_the_network():
 
 
 def test_labels_are_dropped_in_training_only():
-    module = conditional_module(label_dropout=0.3)
+    module = conditional_module(guidance=Guidance(dropout=0.3))
     trainer(max_epochs=4, limit_val_batches=1).fit(module, digits(batch_size=256))
     network = module.denoiser.network
     training = torch.cat([label for label in network.seen if len(label) == 256])
@@ -39,7 +40,7 @@ def test_labels_are_dropped_in_training_only():
 def test_dropped_labels_are_a_function_of_the_step():
     runs = []
     for _ in range(2):
-        module = conditional_module(label_dropout=0.5)
+        module = conditional_module(guidance=Guidance(dropout=0.5))
         trainer(max_epochs=2, limit_val_batches=0).fit(module, digits(batch_size=256))
         runs.append(torch.cat(module.denoiser.network.seen))
     assert torch.equal(*runs)
@@ -47,7 +48,7 @@ def test_dropped_labels_are_a_function_of_the_step():
 
 def test_image_i_has_class_i_modulo_the_classes():
     module = conditional_module(sampler=AncestralSampler(3, chunk_size=8))
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     twelve = module.sample(12)
     assert torch.equal(module.sample(5, first_index=6), twelve[6:11])
     assert torch.equal(module.sample(12, label=torch.arange(12) % 10), twelve)
@@ -60,7 +61,7 @@ def test_guidance_changes_samples_and_not_the_bound():
     samples, bounds = [], []
     network = LabelledNetwork(10)
     for guidance in (1.0, 4.0):
-        module = conditional_module(network=network, guidance=guidance, sampler=DDIMSampler(5, chunk_size=8))
+        module = conditional_module(network=network, guidance=Guidance(guidance), sampler=DDIMSampler(5, chunk_size=8))
         run = trainer()
         (found,) = run.validate(module, digits(), verbose=False)
         bounds.append(found["val/bpd"])
@@ -71,18 +72,18 @@ def test_guidance_changes_samples_and_not_the_bound():
 
 def test_labels_that_do_not_fit_are_refused(capsys):
     with pytest.raises(
-        ValueError, match=r"guidance = 2 needs a class-conditional network: num_classes of TinyNetwork is None"
+        ValueError, match=r"scale = 2 of Guidance needs a class-conditional network: num_classes of TinyNetwork is None"
     ):
-        tiny_module(guidance=2)
-    with pytest.raises(ValueError, match=r"label_dropout = 0\.1 needs a class-conditional network"):
-        tiny_module(label_dropout=0.1)
-    with pytest.raises(ValueError, match=r"label_dropout = 1\.5 must be in \[0, 1\)"):
-        conditional_module(label_dropout=1.5)
+        tiny_module(guidance=Guidance(2))
+    with pytest.raises(ValueError, match=r"dropout = 0\.1 of Guidance needs a class-conditional network"):
+        tiny_module(guidance=Guidance(dropout=0.1))
+    with pytest.raises(ValueError, match=r"dropout = 1\.5 of Guidance must be in \[0, 1\)"):
+        conditional_module(guidance=Guidance(dropout=1.5))
     with pytest.raises(
         ValueError, match=r"num_classes = 7 of LabelledNetwork does not fit DigitsDataModule, which has 10 classes"
     ):
         trainer().fit(tiny_module(network=LabelledNetwork(7)), digits())
-    message = error_of(capsys, [*FIT_DIGITS, "--model.guidance=3"])
-    assert "guidance = 3.0 needs a class-conditional network: num_classes of UNet is None" in message
+    message = error_of(capsys, [*FIT_DIGITS, "--model.guidance.scale=3"])
+    assert "scale = 3.0 of Guidance needs a class-conditional network: num_classes of UNet is None" in message
     message = error_of(capsys, [*FIT_CONDITIONAL_DIGITS, "--model.network.num_classes=4"])
     assert "num_classes = 4 of UNet does not fit DigitsDataModule, which has 10 classes" in message

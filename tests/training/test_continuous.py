@@ -40,6 +40,8 @@ class Fixed(AdaptiveTimesteps):
 class Half(nn.Module):
     """Half of x_t as the estimate of x_0."""
 
+    time = "log_snr"
+
     def forward(self, x_t, t):
         return 0.5 * x_t
 
@@ -51,7 +53,7 @@ def test_the_continuous_objective_is_the_limit_of_the_discrete_one():
     losses = {}
     for num_steps in (100, 10_000):
         schedule = LogSNRSchedule(num_steps, log_snr_start=8.0)
-        denoiser = Denoiser(Half(), schedule, X0Parametrization(), time="log_snr")
+        denoiser = Denoiser(Half(), schedule, X0Parametrization())
         t = schedule.time_of(log_snr)
         torch.manual_seed(0)
         loss = training_loss(denoiser, x_0, objective, Fixed(t))
@@ -70,7 +72,7 @@ def test_the_continuous_objective_is_the_limit_of_the_discrete_one():
 
 @pytest.mark.parametrize("objective", [PredictionMSE(), X0MSE(SNRWeighting()), X0MSE(MinSNRWeighting())], ids=str)
 def test_other_objectives_in_continuous_time(objective):
-    denoiser = Denoiser(Half(), LinearSchedule(50), VParametrization(), time="log_snr")
+    denoiser = Denoiser(Half(), LinearSchedule(50), VParametrization())
     x_0 = torch.randn(4, 1, 4, 4)
     torch.manual_seed(0)
     at_reals = training_loss(denoiser, x_0, objective, Fixed(torch.arange(2, 6).double()))
@@ -82,17 +84,21 @@ def test_other_objectives_in_continuous_time(objective):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"time": "t"}, "timesteps = AdaptiveTimesteps draws real numbers: set time to log_snr, not 't'"),
+        (
+            {"time": "t"},
+            "timesteps = AdaptiveTimesteps draws real numbers: set time of the network to log_snr, not 't'",
+        ),
         (
             {"objective": PosteriorKL()},
             "AdaptiveTimesteps does not fit PosteriorKL, which is defined by single steps",
         ),
         ({"parametrization": MeanParametrization()}, "AdaptiveTimesteps does not fit MeanParametrization"),
         ({"schedule": LinearSchedule(20, zero_terminal_snr=True)}, r"needs a schedule with SNR\(T\) > 0"),
-        ({"time": "sigma"}, "time = 'sigma' of Denoiser must be one of t, log_snr"),
+        ({"time": "sigma"}, "time = 'sigma' of UNet must be one of t, log_snr"),
     ],
 )
 def test_what_has_no_continuous_form(settings, message):
-    model = {"time": "log_snr", "parametrization": VParametrization(), "timesteps": AdaptiveTimesteps(continuous=True)}
+    model = {"parametrization": VParametrization(), "timesteps": AdaptiveTimesteps(continuous=True)}
+    time = settings.get("time", "log_snr")
     with pytest.raises(ValueError, match=message):
-        DDPM(UNet(width=8), **{**model, **settings})
+        DDPM(UNet(width=8, time=time), **{**model, **{k: v for k, v in settings.items() if k != "time"}})

@@ -8,15 +8,14 @@ import pytest
 import torch
 from helpers import FewDigits, LabelledNetwork, fit, read_csv, tiny_module, trainer
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.likelihood.report import TERMS, Report
-from lit_ddpm.training.evaluation import BoundEvaluator
+from lit_ddpm.training.evaluation import Evaluation
 from lit_ddpm.training.kl_metrics import kl_metrics
-from lit_ddpm.training.split_bound import SplitBound
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
@@ -39,17 +38,17 @@ def test_the_bound_is_the_same_on_any_number_of_processes(devices, tmp_path):
 
 @pytest.mark.parametrize(("num_val_timesteps", "num_calls"), [(2, 2), (7, 7), (20, 20), (30, 20), (None, 20)])
 def test_validation_takes_the_network_calls_of_its_setting(num_val_timesteps, num_calls):
-    module, calls = tiny_module(num_val_timesteps=num_val_timesteps), []
+    module, calls = tiny_module(evaluation=Evaluation(num_val_timesteps)), []
     module.denoiser.network.register_forward_hook(lambda *args: calls.append(len(args[1][0])))
     trainer().validate(module, FewDigits(eval_batch_size=50), verbose=False)
     assert calls == [50] * num_calls
-    assert module.evaluator.last_report.num_calls == num_calls
+    assert module.evaluation.last_report.num_calls == num_calls
     calls.clear()
     trainer().test(module, FewDigits(eval_batch_size=50), verbose=False)
     assert calls == [50] * 20
 
 
-def test_the_ledger_is_printed_logged_and_written(capsys, tmp_path):
+def test_the_report_is_printed_logged_and_written(capsys, tmp_path):
     (result,) = trainer().test(tiny_module(), FewDigits(), verbose=False)
     assert "per-pixel histogram" in capsys.readouterr().out
     saved = json.loads((tmp_path / "bound.json").read_text())
@@ -96,18 +95,51 @@ def labeled_images(count):
 def test_repeated_images_of_a_share_do_not_count(rank, indices):
     """Seven images on three ranks, in batches of two and one; ranks 1 and 2 repeat an image to have three."""
     denoiser, x_0, label = labeled_images(7)
-    decoder, loader = DiscretizedGaussian(17), DataLoader(x_0, batch_size=2)
-    strategy = Namespace(reduce=lambda sums, reduce_op: sums, root_device=torch.device("cpu"))
-    of_rank = Namespace(val_dataloaders=loader, global_rank=rank, world_size=3, strategy=strategy)
-    share = SplitBound(of_rank, denoiser, decoder, "val", 4, None)
+    module = Namespace(denoiser=denoiser, decoder=DiscretizedGaussian(17))
+    state = Namespace(fn="validate")
+    loader = DataLoader(x_0, batch_size=2)
+    of_rank = Namespace(val_dataloaders=loader, global_rank=rank, world_size=3, state=state, validating=True)
+    evaluation = Evaluation(4)
+    evaluation.begin(of_rank, module, "val")
     for rows in (indices[:2], indices[2:]):
-        share.update(x_0[rows], {"label": label[rows]})
+        evaluation.update(x_0[rows], {"label": label[rows]})
     own = indices if rank == 0 else indices[:2]
-    expected = variational_bound(denoiser, x_0[own], decoder, 4, index=torch.tensor(own), label=label[own])
-    report = share.report(of_rank)
+    expected = variational_bound(denoiser, x_0[own], module.decoder, 4, index=torch.tensor(own), label=label[own])
+    of_rank.world_size = 1  # the other ranks are not there to gather from
+    report = evaluation.finish(of_rank)
     assert report.num_images == len(own)
     assert report.terms["total"].value == pytest.approx(float(bits_per_dim(expected.total, 64).mean()), rel=1e-5)
-    torch.testing.assert_close(share.ledger.second_moment(), expected.second_moment, rtol=1e-4, atol=0)
+    assert evaluation.last_bound.index.tolist() == own
+    torch.testing.assert_close(evaluation.state_dict()["found_moment"], expected.second_moment, rtol=1e-4, atol=0)
+
+
+def test_a_rank_without_images_adds_none(tmp_path):
+    """Three images on four ranks, whose batches of repeated images do not count."""
+    images = FewDigits().splits()["test"].images[:3].float() / 8 - 1
+    module = tiny_module(decoder=DiscretizedGaussian(17))
+    loader = DataLoader(TensorDataset(images), batch_size=2)
+    (alone,) = trainer().test(module, loader, verbose=False)
+    (together,) = trainer(devices=4, strategy="ddp_fork").test(module, loader, verbose=False)
+    assert together["test/bpd"] == pytest.approx(alone["test/bpd"], abs=1e-5)
+    assert read_arrays(tmp_path / "bound.npz")["index"].tolist() == [0, 1, 2]
+
+
+def test_an_empty_split_is_refused():
+    evaluation = Evaluation()
+    trainer_state = Namespace(val_dataloaders=None, global_rank=0, world_size=1, state=Namespace(fn="validate"))
+    evaluation.begin(trainer_state, tiny_module(), "val")
+    with pytest.raises(ValueError, match="the val split has no images"):
+        evaluation.finish(trainer_state)
+
+
+def test_settings_of_a_test_last_for_a_block():
+    evaluation = Evaluation(num_images=7)
+    with evaluation.using(num_images=3, num_timesteps=None):
+        assert (evaluation.num_images, evaluation.num_timesteps) == (3, None)
+    assert evaluation.num_images == 7
+    with pytest.raises(ValueError, match="set it alone"), evaluation.using(target_se=0.1):
+        pass
+    assert evaluation.target_se is None
 
 
 def test_a_dataset_without_a_length_is_measured_too():
@@ -158,24 +190,24 @@ def test_the_gap_is_the_largest_relative_difference(monkeypatch, forms, gap):
 def test_second_moments_of_another_schedule_are_discarded():
     for moments in ((torch.ones(19), torch.ones(19)), (None, torch.ones(19)), (None, None)):
         state = dict(zip(("initial_moment", "found_moment"), moments, strict=True))
-        evaluator = BoundEvaluator(4)
-        evaluator.load_state_dict(state, num_steps=20)
-        assert evaluator.state_dict() == state
-        evaluator.load_state_dict(state, num_steps=21)
-        assert evaluator.state_dict() == {"initial_moment": None, "found_moment": None}
+        evaluation = Evaluation(4)
+        evaluation.load_state_dict(state, num_steps=20)
+        assert evaluation.state_dict() == state
+        evaluation.load_state_dict(state, num_steps=21)
+        assert evaluation.state_dict() == {"initial_moment": None, "found_moment": None}
 
 
 def test_each_validation_passes_its_second_moments_to_the_next():
     module = tiny_module()
     fit(module=module, max_epochs=1, num_sanity_val_steps=1)
-    first = module.evaluator.state_dict()
+    first = module.evaluation.state_dict()
     assert first["initial_moment"] is None  # that of a sanity check is not used
     assert len(first["found_moment"]) == 19
     trainer(limit_val_batches=1).validate(module, FewDigits(), verbose=False)
-    assert module.evaluator.state_dict()["initial_moment"] is None
+    assert module.evaluation.state_dict()["initial_moment"] is None
     module = tiny_module()
     fit(module=module, max_epochs=2)
-    assert torch.equal(module.evaluator.state_dict()["initial_moment"], first["found_moment"])
+    assert torch.equal(module.evaluation.state_dict()["initial_moment"], first["found_moment"])
 
 
 @pytest.mark.parametrize(("max_epochs", "step"), [(0, 0), (1, 3)])

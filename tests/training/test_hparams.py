@@ -13,6 +13,8 @@ from lit_ddpm import (
     X0MSE,
     DDIMSampler,
     DiscretizedGaussian,
+    Evaluation,
+    Guidance,
     HybridObjective,
     ImportanceTimesteps,
     LogSNRSchedule,
@@ -61,9 +63,8 @@ def test_a_checkpoint_with_every_slot_has_only_public_paths(tmp_path):
         DiscretizedGaussian(17),
         DDIMSampler(num_steps=5, chunk_size=4),
         variance="learned",
-        label_dropout=0.1,
-        guidance=2.0,
-        num_val_timesteps=4,
+        guidance=Guidance(2.0, 0.1),
+        evaluation=Evaluation(4),
     )
     checkpoint = save(module, tmp_path / "full.ckpt")
     paths = [text for text in strings(checkpoint) if re.fullmatch(r"lit_ddpm(\.\w+)+", text)]
@@ -79,18 +80,13 @@ def test_a_checkpoint_with_every_slot_has_only_public_paths(tmp_path):
 
 
 def test_a_subclass_saves_the_arguments_that_it_accepts(tmp_path):
-    module = Narrow(16, schedule=LogSNRSchedule(num_steps=20), num_val_timesteps=4)
+    module = Narrow(16, schedule=LogSNRSchedule(num_steps=20), evaluation=Evaluation(4))
     save(module, tmp_path / "narrow.ckpt")
     assert module.hparams["width"] == 16
     assert "network" not in module.hparams
     loaded = Narrow.load_from_checkpoint(tmp_path / "narrow.ckpt", weights_only=True)
     assert loaded.denoiser.network.width == 16
     assert loaded.denoiser.schedule.num_steps == 20
-
-
-def test_execution_settings_are_not_saved(tmp_path):
-    module = Narrow(16, schedule=LogSNRSchedule(num_steps=20), channels_last=True, num_val_timesteps=4)
-    assert not {"compile", "channels_last"} & set(save(module, tmp_path / "c.ckpt")["hyper_parameters"])
 
 
 def test_a_data_module_and_a_callback_have_public_paths():

@@ -7,7 +7,7 @@ import torch
 from helpers import CONFIGS, digits, same_weights, tiny_module, trainer
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from lit_ddpm import DDPM, LinearWarmup, OneCycle, num_training_steps
 
@@ -52,12 +52,61 @@ def test_the_schedule_ends_with_the_run(settings):
     rates = rates_of(**settings)
     assert len(rates) > 4
     expected = torch.optim.SGD([torch.zeros(1)])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(expected, 1e-3, len(rates), cycle_momentum=False)
+    schedule = OneCycleLR(expected, 1e-3, len(rates), cycle_momentum=False)
     for rate in rates:
         assert rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
         expected.step()
         schedule.step()
     assert rates[-1] == min(rates) == pytest.approx(1e-3 / 25 / 1e4)
+
+
+def schedule_of(kind, total_steps, max_lr=3e-3, **settings):
+    """Returns the learning rates of two parameter groups at each step."""
+    groups = [{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 0.5}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    schedule = kind(optimizer, max_lr, total_steps, **settings)
+    rates = [schedule.get_last_lr()]
+    for _ in range(total_steps - 1):
+        optimizer.step()
+        schedule.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        assert schedule.get_last_lr() == rates[-1]
+    return rates
+
+
+@pytest.mark.parametrize("total_steps", [2, 3, 10, 97, 1000])
+@pytest.mark.parametrize("pct_start", [0.0, 0.05, 0.3, 0.77, 1.0])
+@pytest.mark.parametrize("factors", [{}, {"div_factor": 7.0, "final_div_factor": 31.0}])
+def test_the_rates_are_those_of_torch_to_the_last_digit(total_steps, pct_start, factors):
+    found = schedule_of(OneCycle, total_steps, pct_start=pct_start, **factors)
+    assert found == schedule_of(OneCycleLR, total_steps, pct_start=pct_start, cycle_momentum=False, **factors)
+
+
+@pytest.mark.parametrize("total_steps", [2, 4, 10, 20])
+def test_a_warm_up_of_one_step_begins_at_the_initial_rate(total_steps):
+    """torch divides by zero for it, so the warm-up is a hundredth of a step longer."""
+    pct_start = 1 / total_steps
+    found = schedule_of(OneCycle, total_steps, pct_start=pct_start)
+    assert found[0] == pytest.approx([3e-3 / 25] * 2)
+    assert found == schedule_of(OneCycleLR, total_steps, pct_start=1.01 * pct_start, cycle_momentum=False)
+
+
+def test_the_rate_stays_the_final_one_after_the_last_step():
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    schedule = OneCycle(optimizer, 1e-3, total_steps=4)
+    rates = []
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    assert rates[2:] == [rates[2]] * 5
+    assert rates[2] == pytest.approx(1e-3 / 25 / 1e4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("total_steps", 0), ("pct_start", 1.5), ("pct_start", -0.1)])
+def test_wrong_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value} of OneCycle must be"):
+        OneCycle(torch.optim.SGD([torch.zeros(1)]), 1e-3, **{"total_steps": 4, name: value})
 
 
 def test_the_batch_size_changes_the_length():
@@ -121,7 +170,7 @@ class EstimatesItself(DDPM):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, self.trainer.estimated_stepping_batches)
+        schedule = OneCycleLR(optimizer, 1e-3, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

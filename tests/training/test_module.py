@@ -12,6 +12,7 @@ from lit_ddpm import (
     X0MSE,
     DiscretizedGaussian,
     EpsParametrization,
+    Evaluation,
     HybridObjective,
     ImportanceTimesteps,
     KLWeighting,
@@ -23,7 +24,8 @@ from lit_ddpm import (
     UniformTimesteps,
     VParametrization,
 )
-from lit_ddpm.callbacks import EMA, SampleGrid
+from lit_ddpm.callbacks import EMA, ChannelsLast, SampleGrid
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.diffusion.objective import kl_forms, weight_on_x0_mse
 from lit_ddpm.training.kl_metrics import kl_metrics
 
@@ -122,13 +124,13 @@ def test_the_decoder_follows_the_data():
     module = tiny_module(objective=PosteriorKL())
     trainer(max_steps=1, max_epochs=-1).fit(module, digits())
     assert module.decoder.levels == 17
-    assert module.objective.decoder is module.decoder
-    assert module.image_shape == (1, 8, 8)
+    assert module.objective.decoder.levels == 17
+    assert module.data.image_shape == (1, 8, 8)
 
 
 def test_bad_settings_are_refused_by_name():
     with pytest.raises(ValueError, match="num_val_timesteps = 1"):
-        tiny_module(num_val_timesteps=1)
+        tiny_module(evaluation=Evaluation(1))
     with pytest.raises(ValueError, match="image_shape is unknown until"):
         tiny_module().sample(4)
     with pytest.raises(ValueError, match=r"returned \[4, 2, 8, 8\] for images of \[4, 1, 8, 8\]"):
@@ -166,7 +168,7 @@ def test_defaults_are_the_model_of_ho_et_al():
 
 def test_samples_are_those_of_seed_0_from_the_first_image():
     module = tiny_module()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     assert torch.equal(module.sample(3), module.sample(3, seed=0, first_index=0))
 
 
@@ -255,7 +257,6 @@ def test_last_kl_is_the_kl_of_the_batch():
     module = tiny_module()
     fit(module=module, max_epochs=1)
     module.train(False)
-    module.decoder = DiscretizedGaussian(17)
     t = torch.tensor([1, 5, 20])
     pred = module.denoiser.predict(torch.zeros(3, 1, 8, 8), t, torch.randn(3, 1, 8, 8))
     metrics = kl_metrics(module.denoiser, pred, torch.ones(3))
@@ -272,13 +273,13 @@ def test_a_fit_starts_anew_and_other_commands_do_not():
     module = tiny_module(timesteps=ImportanceTimesteps(history=1))
     fit = {"max_epochs": 1, "limit_val_batches": 1}
     trainer(**fit).fit(module, digits())
-    losses, moments = module.timesteps._losses.clone(), module.evaluator.state_dict()
+    losses, moments = module.timesteps._losses.clone(), module.evaluation.state_dict()
     trainer(limit_val_batches=1).validate(module, digits(), verbose=False)
     assert torch.equal(module.timesteps._losses, losses)
-    assert module.evaluator.state_dict()["initial_moment"] is moments["initial_moment"]
+    assert module.evaluation.state_dict()["initial_moment"] is moments["initial_moment"]
     trainer(**fit, limit_train_batches=0).fit(module, digits())
     assert len(module.timesteps._losses) == 0
-    assert module.evaluator.state_dict() == {"initial_moment": None, "found_moment": None}
+    assert module.evaluation.state_dict() == {"initial_moment": None, "found_moment": None}
 
 
 def test_what_unpack_batch_draws_is_a_function_of_the_step():
@@ -313,7 +314,8 @@ def test_a_loaded_module_has_the_decoder_of_its_data():
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_channels_last_for_any_number_of_dimensions(dims):
     network = UNet(dims=dims, width=8, multipliers=[1], num_blocks=1, attention_levels=[])
-    module = DDPM(network, channels_last=True)
+    module = DDPM(network)
+    ChannelsLast().setup(trainer(), module, "test")
     x_0, eps = torch.randn(2, 2, 1, *[4] * dims)
     prediction = module.denoiser.predict(x_0, torch.tensor([3, 4]), eps)
     assert prediction.x0_hat.shape == x_0.shape

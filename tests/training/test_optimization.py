@@ -7,7 +7,7 @@ from helpers import Recorder, digits, tiny_module, trainer
 from lightning.pytorch.plugins import MixedPrecision
 
 from lit_ddpm import DDPM
-from lit_ddpm.callbacks import EMA
+from lit_ddpm.callbacks import EMA, SkipNonFinite
 
 
 class Explode(lightning.Callback):
@@ -37,22 +37,25 @@ def test_nonfinite_steps_are_skipped_and_counted():
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             before.append(module.denoiser.network.conv.weight.detach().clone())
 
-    run = trainer(max_epochs=3, callbacks=[Explode({2}), Weights(), recorder, EMA(0.9)])
+    guard = SkipNonFinite()
+    run = trainer(max_epochs=3, callbacks=[Explode({2}), Weights(), recorder, EMA(0.9), guard])
     with pytest.warns(UserWarning, match=r"not finite at step 5, at learning rate 0.0002, for the losses at t = \[\d"):
         run.fit(module, digits())
     assert [bool(torch.equal(a, b)) for a, b in itertools.pairwise(before)] == [i in (1, 4) for i in range(11)]
-    assert module.gradient_guard.skipped_steps == 2
+    assert guard.skipped_steps == 2
     assert recorder.logged["train/skipped_steps"] == 2
     assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
 
 
 def test_too_many_nonfinite_steps_stop_training(tmp_path):
     checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1)
-    run = trainer(callbacks=[Explode({3, 4, 6}), checkpoints], limit_val_batches=0, enable_checkpointing=True)
+    run = trainer(
+        callbacks=[Explode({3, 4, 6}), SkipNonFinite(2), checkpoints], limit_val_batches=0, enable_checkpointing=True
+    )
     with pytest.raises(
         FloatingPointError, match=r"not finite at step 6, at learning rate 0.0002: .*max_skipped_steps = 2 "
     ):
-        run.fit(tiny_module(max_skipped_steps=2), digits())
+        run.fit(tiny_module(), digits())
     (path,) = tmp_path.glob("*.ckpt")
     kept = torch.load(path, weights_only=True)
     assert kept["global_step"] == 6
@@ -68,20 +71,22 @@ def test_float16_overflow_first_lowers_the_loss_scale(fused):
 
     module = tiny_module(optimizer=optimizer)
     precision = MixedPrecision("16-mixed", device="cpu")
-    run = trainer(max_epochs=1, callbacks=[Explode({1, 2})], plugins=[precision], gradient_clip_val=1.0)
+    guard = SkipNonFinite()
+    run = trainer(max_epochs=1, callbacks=[Explode({1, 2}), guard], plugins=[precision], gradient_clip_val=1.0)
     run.fit(module, digits())
     assert precision.scaler.get_scale() == 2**14
-    assert module.gradient_guard.skipped_steps == 0
+    assert guard.skipped_steps == 0
     assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
 
-    run = trainer(max_epochs=5, callbacks=[Explode(range(100))], plugins=[MixedPrecision("16-mixed", device="cpu")])
+    explode = [Explode(range(100)), SkipNonFinite(2)]
+    run = trainer(max_epochs=5, callbacks=explode, plugins=[MixedPrecision("16-mixed", device="cpu")])
     with pytest.raises(FloatingPointError, match=r"not finite at step 18, .*max_skipped_steps = 2 "):
-        run.fit(tiny_module(max_skipped_steps=2, optimizer=optimizer), digits())
+        run.fit(tiny_module(optimizer=optimizer), digits())
 
 
 def test_max_skipped_steps_is_not_negative():
     with pytest.raises(ValueError, match="max_skipped_steps = -1"):
-        tiny_module(max_skipped_steps=-1)
+        SkipNonFinite(-1)
 
 
 @pytest.mark.parametrize(("clip_val", "calls"), [(1e-6, 4), (1e6, 0)])

@@ -156,7 +156,7 @@ def test_resuming_after_an_epoch_is_the_same_run(tmp_path):
     assert full.callback_metrics["val/bpd"] == second.callback_metrics["val/bpd"]
     (again,) = trainer().validate(make(), digits(), checkpoint, verbose=False, weights_only=True)
     assert again["val/bpd"] == pytest.approx(float(first.callback_metrics["val/bpd"]), abs=1e-6)
-    state = whole.evaluator.state_dict()
+    state = whole.evaluation.state_dict()
     assert state["initial_moment"] is not None
     assert not torch.equal(state["initial_moment"], state["found_moment"])
 

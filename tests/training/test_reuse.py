@@ -8,6 +8,7 @@ import torch
 from helpers import (
     FewDigits,
     TinyNetwork,
+    compile_without_code,
     image_folder,
     run_files,
     small_sample_metrics,
@@ -23,6 +24,7 @@ from lit_ddpm import (
     X0MSE,
     AncestralSampler,
     BetaSchedule,
+    Evaluation,
     ImportanceTimesteps,
     LogSNRSchedule,
     MinSNRWeighting,
@@ -64,6 +66,12 @@ SLOTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_machine_code(monkeypatch):
+    """`Compile` compiles without generating code."""
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+
+
 def make(kind):
     settings = {"num_steps": 20} if issubclass(kind, lit_ddpm.Schedule) and kind not in MAKE else {}
     return MAKE.get(kind, kind)(**settings)
@@ -89,7 +97,7 @@ def module(**kwargs) -> DDPM:
     variance = "learned" if isinstance(kwargs.get("objective"), lit_ddpm.HybridObjective) else "posterior"
     outputs = kwargs.get("parametrization", lit_ddpm.VParametrization()).outputs + (variance == "learned")
     network = UNet(out_channels=outputs, width=8, multipliers=[1], num_blocks=1, attention_levels=[], dropout=0.1)
-    fast = {"sampler": AncestralSampler(4), "num_val_timesteps": 2}
+    fast = {"sampler": AncestralSampler(4), "evaluation": Evaluation(2)}
     return tiny_module(**{"network": network, "variance": variance, **fast, **kwargs})
 
 
@@ -141,7 +149,7 @@ def test_a_strategy_for_two_modules(tmp_path, slot, kind):
     assert not differences(expected, run(tmp_path / "second", second, Pixels()))
     fresh = module(**{slot: make(kind)})
     fresh.load_state_dict(second.state_dict())
-    fresh.image_shape = (1, 8, 8)
+    fresh.observe(second.data)
     assert torch.equal(second.sample(5), fresh.sample(5))
 
 
@@ -175,7 +183,7 @@ def test_a_module_on_other_data(tmp_path, slots):
     lightning.seed_everything(0, verbose=False)
     assert not differences(expected, run(tmp_path / "second", used, make(TorchvisionDataModule)))
     assert used.decoder.levels == 256
-    assert used.image_shape == (1, 28, 28)
+    assert used.data.image_shape == (1, 28, 28)
     assert torch.equal(used.sample(2), fresh.sample(2))
 
 
@@ -206,4 +214,4 @@ def test_one_trainer_for_two_modules():
     kinds = [type(callback) for callback in reused.callbacks]
     assert len(kinds) == len(set(kinds))
     reused.test(second, FewDigits(), verbose=False)
-    assert second.evaluator.last_report.num_images == 50
+    assert second.evaluation.last_report.num_images == 50

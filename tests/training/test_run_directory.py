@@ -57,10 +57,10 @@ class OneImage(FewDigits):
         return splits | {"test": type(splits["test"])(splits["test"].images[:1], splits["test"].labels[:1])}
 
 
-def test_a_ledger_without_errors_is_valid_json():
+def test_a_report_without_errors_is_valid_json():
     trainer().test(tiny_module(), OneImage(), verbose=False)
-    text = RunDirectory.of_trainer(trainer()).ledger.read_text()
+    text = RunDirectory.of_trainer(trainer()).report.read_text()
     assert json.loads(text, parse_constant=pytest.fail)["terms"]["total"]["se_images"] is None
-    report = Report.load(RunDirectory.of_trainer(trainer()).ledger)
+    report = Report.load(RunDirectory.of_trainer(trainer()).report)
     assert math.isnan(report.terms["total"].se_images)
-    assert "nan" in report.table()
+    assert "nan" in str(report)

@@ -7,12 +7,13 @@ from helpers import FewDigits, LabelledNetwork, tiny_module, trainer
 from lightning import Callback
 
 from lit_ddpm.cli.trainer import Trainer
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.sampling import SampleChunk
 
 
 def conditional(image_shape=(1, 8, 8)):
     module = tiny_module(network=LabelledNetwork(10))
-    module.image_shape = image_shape
+    module.observe(DataSpec(image_shape=image_shape))
     return module
 
 
@@ -43,14 +44,14 @@ def test_labels_that_do_not_fit_are_refused(label, message):
 
 def test_chunks_cover_the_images_once():
     module = tiny_module()
-    chunks = SampleChunk.split(module, 20, seed=3)
+    chunks = SampleChunk.split(module.sampler, 20, seed=3)
     assert [(chunk.seed, chunk.num_images) for chunk in chunks] == [(3, 8), (3, 8), (3, 4)]
     assert [index for chunk in chunks for index in chunk.indices] == list(range(20))
 
 
 def test_predict_of_lightning_draws_images_of_a_seed():
     module = tiny_module()
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     chunks = trainer().predict(module)
     assert [len(chunk) for chunk in chunks] == [8] * 8
     assert torch.equal(torch.cat(chunks), module.sample(64, seed=0))
@@ -76,7 +77,7 @@ def test_each_rank_and_batch_draws_other_images():
     module = tiny_module()
     run = trainer(devices=2, strategy="ddp_fork", callbacks=[Keep()])
     run.predict(module, datamodule=FewDigits(eval_batch_size=10), return_predictions=False)
-    module.image_shape = (1, 8, 8)
+    module.observe(DataSpec(image_shape=(1, 8, 8)))
     for rank in (0, 1):
         for batch, count in enumerate((10, 10, 5)):
             expected = module.sample(count, seed=2 * batch + rank)

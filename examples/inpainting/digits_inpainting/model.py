@@ -17,5 +17,5 @@ class InpaintingDDPM(DDPM):
     @override
     def on_test_epoch_end(self) -> None:
         data = self.trainer.datamodule
-        bits = self.evaluator.last_report.terms["total"].value  # for each of the 64 pixels
+        bits = self.evaluation.last_report.terms["total"].value  # for each of the 64 pixels
         self.log("test/bits_per_missing_pixel", bits * 64 / data.block**2)
