@@ -1,7 +1,7 @@
 """Where the bits of the digits go: one change of the model at a time, and any number of steps.
 
 Trains `configs/digits_steps.yaml`, the model of version 0.1.0, one change after another up to `digits.yaml`, and
-`digits_categorical.yaml`. Prints the parts of each total, the ledger of the shipped model at several numbers of steps,
+`digits_categorical.yaml`. Prints the parts of each total, the report of the shipped model at several numbers of steps,
 and its exact likelihood, and draws the parts. Runs that are complete are not repeated.
 """
 
@@ -21,7 +21,7 @@ from lit_ddpm.training.run_directory import RunDirectory
 
 CHANGES = {
     "256 timesteps": (),
-    "log SNR, 1,000 steps": ("time", "schedule.num_steps"),
+    "log SNR, 1,000 steps": ("network.time", "schedule.num_steps"),
     "adaptive timesteps": ("timesteps",),
 }
 """The settings of `configs/digits.yaml` that each model takes, in addition to those of the models before it."""
@@ -87,7 +87,7 @@ def _total(report: Report) -> float:
 
 
 def _amounts(report: Report) -> tuple[float, float, float]:
-    assert report.limit is not None  # the ledger is exact
+    assert report.limit is not None  # the bound is exact
     assert report.best_variance is not None
     return report.limit, report.best_variance - report.limit, _total(report) - report.best_variance
 
@@ -105,12 +105,12 @@ def _trained(directory: Path, fit: list[str]) -> Report:
 
 
 def _tested(run: RunDirectory, directory: Path, flags: list[str]) -> Report:
-    """Returns the ledger of a trained model with further flags, which is written to a directory."""
-    ledger = RunDirectory(directory).report
-    if not ledger.is_file():
+    """Tests a trained model with further flags, unless a directory has the report."""
+    path = RunDirectory(directory).report
+    if not path.is_file():
         where = f"--trainer.default_root_dir={directory}"
         lit_ddpm(["test", "--ckpt_path", str(run.best_or_last_checkpoint()), where, *flags])
-    return Report.load(ledger)
+    return Report.load(path)
 
 
 def draw(reports: dict[str, Report]) -> Any:

@@ -6,9 +6,10 @@ follow from the FLOP/s that training reaches there, in bf16 and compiled, see ``
 
 from argparse import Namespace
 
+from benchmarks.common.fits import configured
 from benchmarks.common.report import table
 from lit_ddpm.callbacks import SampleMetrics
-from lit_ddpm.cli.app import DDPMCLI
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.cost import PASSES, forward_flops
 
 H100_TFLOPS = 90.0
@@ -23,9 +24,9 @@ OPTIONS = {
 
 def cost(config: str, train_images: int, test_images: int) -> dict[str, float]:
     """Returns parameters, FLOPs of a network call, steps, and FLOPs of training, the exact bound and FID."""
-    cli = DDPMCLI(["--config", config, "--trainer.accelerator=cpu", "--trainer.precision=32-true"], run=False)
+    cli = configured(config, "--trainer.accelerator=cpu", "--trainer.precision=32-true")
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    module.data.image_shape = data.image_shape
+    module.observe(DataSpec.of(data))
     flops = forward_flops(module)
     assert flops is not None
     steps = trainer.max_epochs * (train_images // data.batch_size)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.clock import in_one_thread, in_turns, seconds
+from benchmarks.common.clock import in_turns, seconds
 from benchmarks.common.fits import fit, shipped_module
 from benchmarks.common.images import image_folder, random_images
 from benchmarks.common.metrics import ImageMetrics, random_inception_settings
@@ -122,10 +122,10 @@ def exact_bound(denoiser: Denoiser, images: Tensor, bfloat16: bool = False) -> T
         return variational_bound(denoiser, images, DiscretizedGaussian(256)).total
 
 
-def untrained(name: str, shape: tuple[int, ...], count: int, *options: str) -> tuple[Denoiser, Tensor]:
+def untrained(name: str, shape: tuple[int, ...], count: int) -> tuple[Denoiser, Tensor]:
     """Returns the network of a configuration as a denoiser of few steps, and random images."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = shipped_module(name, *options).denoiser.network.to(device).eval()
+    network = shipped_module(name).denoiser.network.to(device).eval()
     images = to_float(torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device), 256)
     return Denoiser(network, CosineSchedule(CALLS), VParametrization(), clip=True), images
 
@@ -136,7 +136,8 @@ def precision_table(rounds: int) -> tuple[str, Any]:
     for name, shape, count in EVALUATIONS:
         contestants = {}
         for title, bfloat16, channels_last in PRECISIONS:
-            denoiser, images = untrained(name, shape, count, f"--model.channels_last={channels_last}")
+            denoiser, images = untrained(name, shape, count)
+            denoiser.network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
             contestants[title] = partial(seconds, partial(exact_bound, denoiser, images, bfloat16))
         figures[name] = found = in_turns(contestants, rounds, warm_up=True)
         reference, *others = found.values()
@@ -148,7 +149,7 @@ def precision_table(rounds: int) -> tuple[str, Any]:
 
 @torch.no_grad()
 def evaluation_table(rounds: int) -> tuple[str, Any]:
-    """Measures bound and sampler, in threads and in one, next to as many calls of the network alone."""
+    """Measures bound and sampler next to as many calls of the network alone."""
     rows, figures = [], {}
     for name, shape, count in EVALUATIONS:
         denoiser, images = untrained(name, shape, count)
@@ -157,23 +158,13 @@ def evaluation_table(rounds: int) -> tuple[str, Any]:
         sample = partial(AncestralSampler(chunk_size=count), denoiser, (2 * count, *shape))
         for kind, work, calls in (("exact bound", bound, CALLS), ("ancestral sampler", sample, 2 * CALLS)):
             contestants = {
-                "threads": partial(seconds, work),
-                "one thread": partial(seconds, partial(in_one_thread, work)),
+                "work": partial(seconds, work),
                 "network": partial(seconds, partial(repeated_calls, denoiser.network, images, t, calls)),
             }
             title = f"`{name}`, {kind}, batches of {count}"
             figures[title] = found = in_turns(contestants, rounds, warm_up=True)
-            difference = float((work() - in_one_thread(work)).abs().max())
-            relative = [ratios(found[contestant], found["network"]) for contestant in ("one thread", "threads")]
-            rows.append([title, spread(found["network"]), *relative, f"{difference:.1g}"])
-    columns = [
-        "network and work",
-        "network alone (s)",
-        "in one thread / network",
-        "in threads / network",
-        "largest difference",
-    ]
-    return table(columns, rows), figures
+            rows.append([title, spread(found["network"]), ratios(found["work"], found["network"])])
+    return table(["network and work", "network alone (s)", "work / network"], rows), figures
 
 
 def features_table(rounds: int) -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """Cost of watching a run: the seconds of each callback of ``configs/digits.yaml``, with an offline W&B run.
 
 Sampling consists of network calls, which the user asked for. The column that counts is the time outside the network:
-pictures, metrics, files and loggers. Its share is of the whole fit. The network is evaluated in one thread.
+pictures, metrics, files and loggers. Its share is of the whole fit.
 """
 
 import os
@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from torch import nn
 from typing_extensions import override
 
-from benchmarks.common.clock import in_one_thread, now
+from benchmarks.common.clock import now
 from benchmarks.common.fits import CONFIGS
 from benchmarks.common.report import table
 from lit_ddpm.cli.app import DDPMCLI
@@ -86,7 +86,7 @@ def main(args: Namespace) -> dict[str, Any]:
             "--trainer.callbacks+=benchmarks.dashboards.FitTimer",
             "--trainer.enable_progress_bar=false",
         ]
-        trainer = in_one_thread(lambda: DDPMCLI(command)).trainer
+        trainer = DDPMCLI(command).trainer
     profiler = trainer.profiler
     fit_seconds = next(callback.seconds for callback in trainer.callbacks if isinstance(callback, FitTimer))
     figures: dict[str, Any] = {"fit": fit_seconds}

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.images import MNISTFiles
-from lit_ddpm import DDPM, variational_bound
+from lit_ddpm import DDPM, Bound, variational_bound
 from lit_ddpm.data import DigitsDataModule, to_float
-from lit_ddpm.diffusion.ledger import Ledger
-from lit_ddpm.likelihood.report import Entry, Report
-from lit_ddpm.likelihood.size import PILOT_CALLS, PILOT_IMAGES, Spread, random_order
+from lit_ddpm.likelihood.report import Entry
+from lit_ddpm.likelihood.size import PILOT_CALLS, PILOT_IMAGES, random_order, smallest_test
 
 VALIDATION_CALLS = 200  # for each image, more than a validation of a fit takes
 
@@ -44,25 +43,25 @@ def main(args: Namespace) -> dict[str, Any]:
     splits, levels = data.splits(), data.levels or 256
     test, validation = (to_float(splits[name].images, levels) for name in ("test", "val"))
     if args.num_steps is not None:
-        module.denoiser.schedule = replace(cast(Any, module.denoiser.schedule), num_steps=args.num_steps)
+        schedule = replace(cast(Any, module.denoiser.schedule), num_steps=args.num_steps)
+        module = DDPM.load_from_checkpoint(args.checkpoint, map_location="cpu", schedule=schedule)
     num_steps = module.denoiser.schedule.num_steps
     calls = max(2, int(args.share * num_steps))
     decoder = module.decoder
-    assert decoder is not None
     assert decoder.levels == levels
 
-    def measured(num_calls: int, seed: int, second_moment: Tensor | None = None, index: Tensor | None = None) -> Report:
-        ledger = Ledger(num_steps, num_calls)
-        for rows in (torch.arange(len(test)) if index is None else index).split(128):
-            images = test[rows]
-            ledger.update(variational_bound(module.denoiser, images, decoder, num_calls, seed, rows, second_moment))
-        return ledger.report()
+    def measured(num_calls: int, seed: int, second_moment: Tensor | None = None, index: Tensor | None = None) -> Bound:
+        first, *others = (
+            variational_bound(module.denoiser, test[rows], decoder, num_calls, seed, rows, second_moment)
+            for rows in (torch.arange(len(test)) if index is None else index).split(128)
+        )
+        return sum(others, first)
 
     def diffusion(num_calls: int, seed: int, second_moment: Tensor | None = None) -> Entry:
-        return measured(num_calls, seed, second_moment).terms["diffusion"]
+        return measured(num_calls, seed, second_moment).report().terms["diffusion"]
 
     start = time.perf_counter()
-    exact_report = measured(num_steps, seed=0)
+    exact_report = measured(num_steps, seed=0).report()
     exact_seconds = time.perf_counter() - start
     exact = exact_report.terms["diffusion"]
     figures: dict[str, Any] = {"exact": exact.value}
@@ -83,9 +82,9 @@ def main(args: Namespace) -> dict[str, Any]:
     for seed in range(1, args.tests + 1):
         order, start = random_order(len(test), seed), time.perf_counter()
         pilot = measured(PILOT_CALLS, seed, importance, order[:PILOT_IMAGES])
-        size = Spread.of_pilot(pilot).smallest(args.target_se, len(test), num_steps)
-        report = measured(size.num_timesteps or num_steps, seed, importance, order[: size.num_images])
-        calls = pilot.num_images * pilot.num_calls + report.num_images * report.num_calls
+        size = smallest_test(pilot, args.target_se, len(test))
+        report = measured(size.num_timesteps, seed, importance, order[: size.num_images]).report()
+        calls = len(pilot.index) * pilot.num_calls + report.num_images * report.num_calls
         costs.append(len(test) * num_steps / calls)
         times.append((time.perf_counter() - start) / exact_seconds)
         errors.append(report.terms["total"].se_images)

@@ -41,7 +41,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16-mixed, optimizer not fused": ("lit_ddpm", {**BF16, "channels_last": False, "disabled": ["fused"]}),
     "bf16-mixed, channels_last": ("lit_ddpm", FAST),
     "bf16-mixed, channels_last, AdaptiveTimesteps": ("lit_ddpm", {**FAST, "adaptive": True}),
-    "bf16-mixed, channels_last, without GradientGuard": ("lit_ddpm", {**FAST, "disabled": ["guard"]}),
+    "bf16-mixed, channels_last, without SkipNonFinite": ("lit_ddpm", {**FAST, "disabled": ["guard"]}),
     "diffusers, tf32": ("diffusers", {}),
     "diffusers, bf16-mixed": ("diffusers", BF16),
     "bf16-mixed, channels_last, compiled": ("lit_ddpm", {**FAST, "compile": True}),

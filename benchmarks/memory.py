@@ -34,7 +34,7 @@ def options(name: str, place: Path, measured: bool) -> dict[str, Any]:
         metrics["cache_dir"] = str(place)
         callbacks.append({"class_path": "lit_ddpm.callbacks.SampleMetrics", "init_args": metrics})
     return data | {
-        "model.num_val_timesteps": 2,
+        "model.evaluation.num_val_timesteps": 2,
         "trainer.callbacks": callbacks,
         "trainer.max_epochs": 2,
         "trainer.limit_train_batches": 2,

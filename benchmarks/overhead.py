@@ -30,7 +30,7 @@ from lit_ddpm import DDPM
 from lit_ddpm.callbacks import EMA, ELBOProfile, Performance
 from lit_ddpm.data import DigitsDataModule, ImageDataModule
 from lit_ddpm.training import module as training_module
-from lit_ddpm.training.optimization import GradientGuard
+from lit_ddpm.training.optimization import SkipNonFinite
 from lit_ddpm.training.run_directory import RunLogger
 
 NETWORK = ("network, forward", "network, backward")
@@ -89,7 +89,7 @@ def fit(module: DDPM, data: ImageDataModule, clip: float, num_steps: int) -> lis
         (_PrefetchDataFetcher, "__next__", "data"),
         (SingleDeviceStrategy, "batch_to_device", "data"),
         (type(data), "on_after_batch_transfer", "data"),
-        (training_module, "training_loss", "timesteps, noise, prediction"),
+        (training_module, "loss_of_batch", "timesteps, noise, prediction"),
         (type(module.objective), "__call__", "objective"),
         (training_module, "kl_metrics", "both forms of the KL"),
         (ELBOProfile, "on_train_batch_end", "running profile of the KL"),
@@ -97,8 +97,8 @@ def fit(module: DDPM, data: ImageDataModule, clip: float, num_steps: int) -> lis
         (DDPM, "log_dict", "logging"),
         (_LoggerConnector, "on_batch_end", "logging"),
         (_LoggerConnector, "update_train_step_metrics", "logging"),
-        (GradientGuard, "on_before_optimizer_step", "gradient norm and clipping"),
-        (GradientGuard, "clip", "gradient norm and clipping"),
+        (SkipNonFinite, "on_before_optimizer_step", "gradient norm and clipping"),
+        (SkipNonFinite, "clip", "gradient norm and clipping"),
         (EMA, "on_train_batch_end", "weight averaging"),
         (Performance, "on_train_batch_end", "measurement of the speed"),
         (_TrainingEpochLoop, "update_lr_schedulers", "learning rate"),

@@ -1,7 +1,7 @@
 """A model of diffusers, measured and sampled by lit_ddpm.
 
 Trains a ``UNet2DModel`` on the digits with the loop of the diffusers guide, imports it with ``lit-ddpm import``, and
-measures it with ``lit-ddpm test``. Prints the ledger, the difference of the samples that both programs draw from the
+measures it with ``lit-ddpm test``. Prints the bound, the difference of the samples that both programs draw from the
 same noise, and the time of the exact bound relative to its network calls alone.
 """
 

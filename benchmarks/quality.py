@@ -5,7 +5,7 @@ same size with the other settings of their documentation. ``--rows changes`` giv
 at a time, for three minutes. On two cores the first takes about an hour, and the changes take 40 minutes.
 
 The clock is the CPU time of the training process, which runs on one core; two trainings run side by side. At each mark
-the clock stops, and the ledger and the sampler of lit_ddpm measure the averaged model, with the same images and noise
+the clock stops, and the bound and the sampler of lit_ddpm measure the averaged model, with the same images and noise
 for all. The FID is in the features of a small classifier that is trained here. Complete trainings are not repeated.
 """
 
@@ -21,7 +21,6 @@ from typing import Any
 
 import matplotlib
 import torch
-from lit_ddpm.diffusion.ledger import Ledger
 from matplotlib import pyplot as plt
 from matplotlib.ticker import NullLocator
 from torch import Tensor
@@ -111,13 +110,14 @@ OPTIONS = {
 }
 
 
-def ledger_of(denoiser: Denoiser, images: Tensor) -> Report:
+def report_of(denoiser: Denoiser, images: Tensor) -> Report:
     """Estimates the bound of uint8 images."""
-    ledger = Ledger(denoiser.schedule.num_steps, NUM_CALLS)
-    for index in torch.arange(len(images)).split(50):
-        batch = to_float(images[index], 256)
-        ledger.update(variational_bound(denoiser, batch, DiscretizedGaussian(256), NUM_CALLS, index=index))
-    return ledger.report()
+    decoder = DiscretizedGaussian(256)
+    first, *others = (
+        variational_bound(denoiser, to_float(images[index], 256), decoder, NUM_CALLS, index=index)
+        for index in torch.arange(len(images)).split(50)
+    )
+    return sum(others, first).report()
 
 
 @dataclass
@@ -155,7 +155,7 @@ class Training:
         """Measures the averaged model at a mark, in bfloat16; the state of torch's generator stays as it was."""
         with torch.random.fork_rng(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             denoiser = self.model.denoiser()
-            total = ledger_of(denoiser, self.test[:NUM_IMAGES]).terms["total"]
+            total = report_of(denoiser, self.test[:NUM_IMAGES]).terms["total"]
             shape = (NUM_SAMPLES, 1, IMAGE_SIZE, IMAGE_SIZE)
             self.samples = to_uint8(DDIMSampler(NUM_STEPS)(denoiser, shape).clamp(-1, 1))
         figures = {"minutes": seconds / 60, "steps": num_steps, "bpd": total.value}

@@ -192,9 +192,9 @@ def test_the_changes_of_the_bits_lead_to_the_shipped_digits(tmp_path, monkeypatc
             run.checkpoints.mkdir(parents=True)
             (run.checkpoints / "last.ckpt").touch()
         else:
-            ledger = RunDirectory(Path(args[3].partition("=")[2])).ledger
-            ledger.parent.mkdir(exist_ok=True)
-            report.save(ledger)
+            path = RunDirectory(Path(args[3].partition("=")[2])).report
+            path.parent.mkdir(exist_ok=True)
+            report.save(path)
 
     monkeypatch.setattr(bits, "lit_ddpm", command)
     arguments = Namespace(output_dir=tmp_path, max_epochs=1, steps=[256, 1000])

@@ -68,7 +68,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def page_directory(runs, tmp_path, monkeypatch):
-    """A directory with the runs and data of the pages; fits are short, and the variants of comparisons not trained."""
+    """A directory with the runs and data of the pages; fits are short, and variants of a comparison are not trained."""
     shutil.copytree(runs, tmp_path / "runs")
     original = lightning.Trainer
 

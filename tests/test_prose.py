@@ -17,7 +17,7 @@ FOLDERS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )
-SUFFIXES = (".py", ".md", ".yaml")
+SUFFIXES = (".py", ".md", ".yaml", ".jinja")
 
 
 def texts():

@@ -7,14 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 
-from lit_ddpm._internal import threads
-
 Measurement = TypeVar("Measurement")
-Result = TypeVar("Result")
 
 
 def now() -> float:
@@ -52,12 +48,6 @@ def in_turns(
                 found[name].append(measurement)
             print(f"{f'round {number} of {rounds}' if number else 'warm-up'}: {name}", file=sys.stderr, flush=True)
     return found
-
-
-def in_one_thread(work: Callable[[], Result]) -> Result:
-    """Returns what a function does when it evaluates a network in one thread, whose operators still use all cores."""
-    with patch.object(threads, "MAX_THREADS", 1):
-        return work()
 
 
 def synchronizations(work: Callable[[], Any]) -> Counter[str]:

@@ -15,10 +15,19 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def configured(name: str, *options: str) -> Any:
-    """Returns ``model``, ``trainer`` and ``datamodule`` of a configuration, by name or file, with further options."""
+    """Returns ``model``, ``trainer`` and ``datamodule`` of a configuration, by name or file, with further options.
+
+    The network is compiled, or in channels-last memory, if the configuration has the callback `Compile` or
+    `ChannelsLast`.
+    """
+    from lit_ddpm.callbacks import ChannelsLast, Compile
     from lit_ddpm.cli.app import DDPMCLI  # not at the start-up of `LitDDPM`, which is timed
 
-    return DDPMCLI(["--config", name, "--trainer.logger=false", *options], run=False)
+    cli = DDPMCLI(["--config", name, "--trainer.logger=false", *options], run=False)
+    for callback in cli.trainer.callbacks:
+        if isinstance(callback, ChannelsLast | Compile):
+            callback.setup(cli.trainer, cli.model, "fit")
+    return cli
 
 
 def shipped_module(name: str, *options: str) -> DDPM:

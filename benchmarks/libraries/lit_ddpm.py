@@ -22,7 +22,7 @@ from benchmarks.libraries.base import Budget, Library, Setting, StepTimer
 from lit_ddpm import DDPM, AdaptiveTimesteps, DDIMSampler, Denoiser, UNet
 from lit_ddpm.callbacks import EMA
 from lit_ddpm.data import ImageDataModule, ImageFolderDataModule
-from lit_ddpm.training.optimization import GradientGuard
+from lit_ddpm.training.optimization import SkipNonFinite
 from lit_ddpm.training.run_directory import RunLogger
 
 GUIDE_OPTIMIZER = (
@@ -73,8 +73,10 @@ class LitDDPM(Library):
 
         if setting.compile:
             network.compile(mode="reduce-overhead" if setting.cuda_graphs else None)
+        if setting.channels_last:
+            network.to(memory_format=torch.channels_last)
         timesteps = AdaptiveTimesteps() if setting.adaptive else None
-        return DDPM(network, timesteps=timesteps, optimizer=adamw, channels_last=setting.channels_last)
+        return DDPM(network, timesteps=timesteps, optimizer=adamw)
 
     @override
     def run(self, timer: StepTimer) -> None:
@@ -90,7 +92,7 @@ class LitDDPM(Library):
             if "foreach" in self.setting.disabled:
                 stack.enter_context(mock.patch.object(torch, "_foreach_lerp_", _lerp_one_by_one))
             if "guard" in self.setting.disabled:
-                stack.enter_context(mock.patch.object(GradientGuard, "on_before_optimizer_step", _only_the_norm))
+                stack.enter_context(mock.patch.object(SkipNonFinite, "on_before_optimizer_step", _only_the_norm))
             directory = stack.enter_context(tempfile.TemporaryDirectory())
             self.ema = EMA(self.ema_decay)
             trainer = silent_trainer(
@@ -179,7 +181,7 @@ def _cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
-def _only_the_norm(guard: GradientGuard, trainer: Any, module: Any, optimizer: torch.optim.Optimizer) -> None:
+def _only_the_norm(guard: SkipNonFinite, trainer: Any, module: Any, optimizer: torch.optim.Optimizer) -> None:
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     guard._gradient_norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
 

@@ -22,5 +22,5 @@ def render(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"html_table": html_table, "markdown_table": markdown_table}
+    environment.filters.update(html_table=html_table, markdown_table=markdown_table)
     return environment.get_template(template.name).render(values)

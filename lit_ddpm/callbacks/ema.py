@@ -78,7 +78,8 @@ class EMA(WeightAveraging):
         if not self._tensors:  # Lightning copies the weights at the very first step
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             models = average.module, pl_module
-            self._tensors = [list(m.parameters()) for m in models] + [list(m.buffers()) for m in models]
+            self._tensors = [list(m.parameters()) for m in models]
+            self._tensors += [list(m.buffers()) for m in models]
             return
         averaged, current, averaged_buffers, buffers = self._tensors
         with torch.no_grad():

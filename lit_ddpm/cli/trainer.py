@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from lit_ddpm.callbacks.sample_writer import SampleWriter
-from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, gradient_table, timestep_cells
+from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, gradient_table
 from lit_ddpm.training.checkpoint import load_checkpoint
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
@@ -122,15 +122,14 @@ class Trainer(lightning.Trainer):
             model.load_state_dict(checkpoint["state_dict"])
         datamodule.prepare_data()
         datamodule.setup("fit")
-        denoiser, device = model.denoiser, self.strategy.root_device
+        device = self.strategy.root_device
         model.to(device)
-        batches = training_batches(model, datamodule, device)
-        size = num_batches * len(timestep_cells(denoiser.schedule.num_steps)[0])
-        with tqdm(total=size, desc="gradients", leave=False) as bar, self.precision_plugin.forward_context():
-            found = gradient_statistics(denoiser, batches, progress=bar.update, num_batches=num_batches)
+        batches = tqdm(training_batches(model, datamodule, device), "gradients", num_batches, leave=False)
+        with self.precision_plugin.forward_context():
+            found = gradient_statistics(model.denoiser, batches, num_batches=num_batches)
         path = RunDirectory.of_trainer(self).gradients
         found.save(path)
-        print(f"{gradient_table(found, denoiser, model.objective)}\nwritten to {path}")
+        print(f"{gradient_table(found, model.denoiser, model.objective)}\nwritten to {path}")
         return found
 
 

@@ -132,25 +132,21 @@ def collect(output_dir: str | Path) -> Comparison:
         ValueError: If the directory has no plan, or no variant is complete.
     """
     plan = Plan.load(Path(output_dir))
-    if not _results(plan).results:
+    comparison = _collect(plan)
+    if not comparison.results:
         raise ValueError(
             f"output_dir = {output_dir}: no variant has all its runs yet, so there is nothing to collect. Execute them "
             f"by the commands in {plan.directory / 'commands.txt'}."
         )
-    return _collect(plan)
-
-
-def _results(plan: Plan) -> Comparison:
-    """Returns the results of the variants of which all runs are complete."""
-    by_variant = {variant.name: [run for run in plan.runs if run.variant is variant] for variant in plan.variants}
-    results = {name: [run.result() for run in own] for name, own in by_variant.items() if all(run.done for run in own)}
-    return Comparison(plan, results)
+    return comparison
 
 
 def _collect(plan: Plan) -> Comparison:
-    """Writes tables, figures and report."""
-    comparison = _results(plan)
-    if comparison.results:
+    """Writes tables, figures and page of the variants of which all runs are complete, if there are any."""
+    by_variant = {variant.name: [run for run in plan.runs if run.variant is variant] for variant in plan.variants}
+    results = {name: [run.result() for run in own] for name, own in by_variant.items() if all(run.done for run in own)}
+    comparison = Comparison(plan, results)
+    if results:
         comparison.save_csv(plan.directory)
         found = figures(comparison)
         for name, (_, picture) in found.items():
@@ -210,7 +206,8 @@ def run_compare(args: Sequence[str]) -> None:
         if known.run is not None:
             _run_one(known.output_dir, known.run)
         elif known.collect:
-            _report_missing(collect(known.output_dir))
+            if missing := collect(known.output_dir).missing:
+                print(f"{len(missing)} runs are not complete: {'; '.join(missing)}.")
         else:
             settings = (known.config, objectives, known.seeds, known.output_dir, known.resume, overrides, models)
             if known.prepare:
@@ -232,8 +229,3 @@ def _run_one(output_dir: str, number: int) -> None:
         failed = Plan.load(Path(output_dir)).runs[number]
         stop(f"run {number} ({failed.name}) failed: {failed.last_output()} ({failed.files.log}).")
     print(f"run {number} is {'done' if done else 'in progress in another process'}")
-
-
-def _report_missing(comparison: Comparison) -> None:
-    if comparison.missing:
-        print(f"{len(comparison.missing)} runs are not complete: {'; '.join(comparison.missing)}.")

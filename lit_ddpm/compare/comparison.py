@@ -2,9 +2,10 @@
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,22 +152,27 @@ class Comparison:
                 row.append(mark(text, row[0] in leaders) if mark else text)
         return [["trained with", *columns], *rows]
 
-    def save_csv(self, directory: Path) -> None:
-        """Writes ``table.csv``, a row for each variant, and ``differences.csv``, a row for each pair of variants.
+    def tables(self) -> dict[str, list[list[Any]]]:
+        """Returns ``table``, a row for each variant, and ``differences``, a row for each pair of variants.
 
-        The first has all columns and the cross-evaluation; each error follows its value.
+        Each begins with a header. The first has all columns and the cross-evaluation; each error follows its value.
         """
         columns = self.measurements()
         columns |= {f"measured_with_{name}": values for name, values in self.cross_evaluation().items()}
-        rows = [["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))]]
+        rows: list[list[Any]] = [["trained_with", "seeds", *(n for name in columns for n in (name, f"{name}_error"))]]
         for variant in self.results:
             cells = [_numbers(values.get(variant)) for values in columns.values()]
-            rows.append([variant, str(self.plan.num_seeds), *(x for cell in cells for x in cell)])
-        _write_csv(directory / "table.csv", rows)
-        pairs = [["column", "trained_with", "minus", "difference", "error"]]
+            rows.append([variant, self.plan.num_seeds, *(x for cell in cells for x in cell)])
+        pairs: list[list[Any]] = [["column", "trained_with", "minus", "difference", "error"]]
         for name, values in columns.items():
             pairs += [[name, a, b, *_numbers(values[a] - values[b])] for a in values for b in values if a != b]
-        _write_csv(directory / "differences.csv", pairs)
+        return {"table": rows, "differences": pairs}
+
+    def save_csv(self, directory: Path) -> None:
+        """Writes ``table.csv`` and ``differences.csv``, see `tables`."""
+        for name, rows in self.tables().items():
+            with atomic_write(directory / f"{name}.csv") as partial, partial.open("w", newline="") as file:
+                csv.writer(file).writerows(rows)
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns for each variant log SNR(t) and its objective's factor on the bound, each ``[T - 1]`` for t = 2..T.
@@ -217,11 +223,6 @@ def same_schedule(variant: Variant, other: Variant) -> bool:
     return torch.equal(*tables)
 
 
-def _numbers(measurement: Measurement | None) -> list[str]:
+def _numbers(measurement: Measurement | None) -> list[float | None]:
     values = (math.nan, math.nan) if measurement is None else (measurement.mean, measurement.error)
-    return ["" if math.isnan(x) else repr(x) for x in values]
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    return [None if math.isnan(value) else value for value in values]

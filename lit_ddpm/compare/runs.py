@@ -35,8 +35,8 @@ NUM_SAMPLES = 64  # in the report
 class Result:
     """The results of a run."""
 
-    report: Report  # the ledger of the test split
-    images: dict[str, NDArray[Any]]  # its terms for each image, and their index
+    report: Report  # of the test split
+    images: dict[str, NDArray[Any]]  # the terms of its bound for each image, and their index
     samples: dict[str, float]  # sample metrics of the test, such as ``fid_digits``
     gradients: GradientStatistics | None  # of the first seed
     images_per_s: float | None  # the median training speed; None without the callback `Performance`

@@ -4,6 +4,8 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +37,19 @@ CONFIG_KEYS = ("seed_everything", "model", "data", "trainer")
 """The part of a run's configuration that does not belong to a command."""
 
 
+@dataclass(frozen=True)
 class Variant:
-    """One configuration of a comparison.
+    """One configuration of a comparison."""
 
-    Args:
-        name: That of the objective or its class, of the overlay's file or of the run of a trained model.
-        config: The complete configuration, for ``fit``.
-        checkpoint: That of a trained model, which is only measured.
-        cli: The objects of the configuration; built on first use if None.
-    """
+    name: str  # of the objective or its class, of the overlay's file or of the run of a trained model
+    config: dict[str, Any]  # complete, for ``fit``
+    checkpoint: Path | None = None  # of a trained model, which is only measured
 
-    def __init__(
-        self, name: str, config: dict[str, Any], checkpoint: Path | None = None, cli: DDPMCLI | None = None
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.checkpoint = checkpoint
-        self._built = cli
-
-    @property
+    @cached_property
     def _cli(self) -> DDPMCLI:
-        if self._built is None:
-            with temporary_config(self.config) as file:
-                self._built = DDPMCLI.without_command([f"--config={file}"])
-        return self._built
+        """The objects of the configuration."""
+        with temporary_config(self.config) as file:
+            return DDPMCLI.without_command([f"--config={file}"])
 
     @property
     def module(self) -> DDPM:
@@ -115,13 +106,11 @@ def _override(objective: str) -> tuple[str, str]:
 def _objective_class(name: str) -> type[Objective | Weighting]:
     """Returns a class by its public name or import path."""
     found, reason = None, ""
-    if not name.endswith((".yaml", ".yml")):
-        try:
-            found = pkgutil.resolve_name(name if "." in name else f"lit_ddpm.{name}")
-        except ValueError:
-            pass  # not a name
-        except (ImportError, AttributeError) as error:
-            reason = f" ({error})" if "." in name else ""
+    is_path = "." in name and not name.endswith((".yaml", ".yml"))
+    try:
+        found = pkgutil.resolve_name(name if is_path else f"lit_ddpm.{name}")
+    except (AttributeError, ImportError, ValueError) as error:
+        reason = f" ({error})" if is_path else ""
     if not (isinstance(found, type) and issubclass(found, Objective | Weighting)) or inspect.isabstract(found):
         built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
         raise ValueError(
@@ -180,5 +169,4 @@ def _variant(name: str, args: list[str], checkpoint: Path | None = None) -> Vari
     cli = DDPMCLI.without_command(args)
     if not isinstance(cli.model, DDPM):
         raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
-    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    return Variant(name, config, checkpoint, cli)
+    return Variant(name, yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), checkpoint)

@@ -1,8 +1,6 @@
 """A comparison as a run of W&B, in the group of its runs."""
 
-import csv
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from lit_ddpm.compare.comparison import Comparison
@@ -41,12 +39,12 @@ def log_comparison(comparison: Comparison, figures: dict[str, Captioned]) -> Non
         },
     )
     with run:
-        tables = {name: _table(plan.directory / f"{name}.csv") for name in ("table", "differences")}
         (_, *variants), *rows = comparison.rows(comparison.differences())
-        tables["matrix"] = wandb.Table(columns=["row minus column", *variants], data=rows)
+        tables = {**comparison.tables(), "matrix": [["row minus column", *variants], *rows]}
+        logged = {name: wandb.Table(columns=header, data=rows) for name, (header, *rows) in tables.items()}
         images = {name: wandb.Image(picture, caption=caption) for name, (caption, picture) in figures.items()}
         report = wandb.Html((plan.directory / "report.html").read_text(), inject=False)
-        run.log({f"comparison/{name}": value for name, value in {**tables, **images, "report": report}.items()})
+        run.log({f"comparison/{name}": value for name, value in {**logged, **images, "report": report}.items()})
         run.summary.update({f"summary/{variant}": sentence for variant, sentence in summary(comparison).items()})
         for each in plan.runs:
             checkpoint = each.variant.checkpoint or each.files.best_or_last_checkpoint()
@@ -58,21 +56,3 @@ def log_comparison(comparison: Comparison, figures: dict[str, Captioned]) -> Non
                 )
                 artifact.add_file(str(checkpoint))
                 run.log_artifact(artifact)
-
-
-def _table(path: Path) -> Any:
-    """Returns a CSV file as a W&B table; numbers are floats, and empty cells are None."""
-    import wandb
-
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    return wandb.Table(columns=list[str | int](header), data=[[_cell(cell) for cell in row] for row in rows])
-
-
-def _cell(text: str) -> float | str | None:
-    if not text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text

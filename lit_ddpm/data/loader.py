@@ -15,6 +15,10 @@ class EpochSampler(DistributedSampler[Any]):
 
     skip = 0
 
+    def skip_to(self, entry: int) -> None:
+        """Starts the next passes at an entry."""
+        self.skip = entry
+
     @override
     def __iter__(self) -> Iterator[Any]:
         return islice(super().__iter__(), self.skip, None)
@@ -59,7 +63,7 @@ class ResumableLoader(DataLoader[Any]):
         if not isinstance(sampler, EpochSampler):  # Lightning replaces it for ``overfit_batches``
             yield from islice(super().__iter__(), batches, None)
             return
-        sampler.skip = batches * cast(int, self.batch_size)
+        sampler.skip_to(batches * cast(int, self.batch_size))
         if (epoch := self.progress.epoch) is not None:  # without a Trainer the caller sets it with `set_epoch`
             sampler.set_epoch(epoch)
         yield from super().__iter__()

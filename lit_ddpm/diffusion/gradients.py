@@ -4,9 +4,8 @@ The objectives are weights on the x0-MSE, so at a timestep their gradients diffe
 the gradient of the x0-MSE with respect to the weights of the network therefore describes all of them.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,6 @@ def gradient_statistics(
     batches: Iterable[tuple[Tensor, dict[str, Any]]],
     num_timesteps: int = NUM_TIMESTEPS,
     seed: int = 0,
-    progress: Callable[[], object] = lambda: None,
     num_batches: int | None = None,
 ) -> GradientStatistics:
     """Measures the gradient of the x0-MSE in training mode, with a backward pass for each batch and timestep.
@@ -143,7 +141,6 @@ def gradient_statistics(
             skipped, and at least two must remain.
         num_timesteps: The number of timesteps; small T have fewer.
         seed: The seed of the noise and of dropout.
-        progress: Called after each backward pass.
         num_batches: The number of batches to measure; all if None.
 
     Raises:
@@ -156,8 +153,12 @@ def gradient_statistics(
     squares = torch.zeros(len(t), dtype=torch.float64)
     counts, batch_size, training = [0, 0], 0, denoiser.training
     denoiser.train()
-    for number, (x_0, cond) in enumerate(itertools.islice(_of_one_size(batches), num_batches)):
-        half, batch_size = number % 2, len(x_0)
+    for x_0, cond in batches:
+        batch_size = batch_size or len(x_0)
+        if len(x_0) != batch_size:
+            continue
+        number = sum(counts)
+        half = number % 2
         counts[half] += 1
         for i, step in enumerate(t.tolist()):
             reseed(device, "gradients", seed, number, step)
@@ -168,7 +169,8 @@ def gradient_statistics(
             gradient = torch.cat([part.flatten().float() for part in parts])
             sums[half, i] += gradient
             squares[i] += float(gradient.square().sum())
-            progress()
+        if number + 1 == num_batches:
+            break
     denoiser.train(training)
     total = sum(counts)
     if total < 2:
@@ -180,15 +182,6 @@ def gradient_statistics(
     variance = (squares - total * mean_square) / (total - 1) * batch_size
     num_images = torch.tensor(total * batch_size)
     return GradientStatistics(t, edges, (inner + inner.T) / 2, variance.clamp(min=0), num_images)
-
-
-def _of_one_size(batches: Iterable[tuple[Tensor, dict[str, Any]]]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Yields the batches that have as many images as the first one."""
-    size = None
-    for x_0, cond in batches:
-        size = size or len(x_0)
-        if len(x_0) == size:
-            yield x_0, cond
 
 
 def gradient_table(found: GradientStatistics, denoiser: Denoiser, objective: Objective) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -20,6 +21,8 @@ class NetworkAdapter(Configurable, nn.Module):
         label: The network's name for the argument ``label``.
         num_classes: The number of classes; None for a network without labels.
         arguments: Further keyword arguments of each call.
+        no_label: Whether the label `num_classes` means "no label". Calls without labels, label dropout and guidance use
+            it.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class NetworkAdapter(Configurable, nn.Module):
         label: str = "label",
         num_classes: int | None = None,
         arguments: dict[str, Any] | None = None,
+        no_label: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
@@ -40,12 +44,17 @@ class NetworkAdapter(Configurable, nn.Module):
         self.label = label
         self.num_classes = num_classes
         self.arguments = dict(arguments or {})
+        self.no_label = no_label
 
     @override
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         time = t + self.time_offset
         if self.time_scale != 1:
             time = time * self.time_scale
+        if self.num_classes is not None and cond.get("label") is None:
+            if not self.no_label:
+                raise ValueError(f'label is missing: this {type(self).__name__} has no embedding for "no label".')
+            cond["label"] = torch.full_like(t, self.num_classes, dtype=torch.int64)
         named = {self.label if name == "label" else name: value for name, value in cond.items()}
         result = self.network(x_t, time, **self.arguments, **named)
         if isinstance(self.output, str) and not isinstance(result, Mapping):

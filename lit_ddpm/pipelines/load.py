@@ -40,7 +40,13 @@ def load_pipeline(source: str | Path, no_label: bool | None = None) -> DDPM:
         variance=variance,
         clip=process.clip,
     )
-    size = network.sample_size
-    if size is not None:
-        model.observe(DataSpec(image_shape=(network.in_channels, *((size, size) if isinstance(size, int) else size))))
+    model.observe(DataSpec(image_shape=_image_shape(network)))
     return model
+
+
+def _image_shape(network: DiffusersUNet) -> tuple[int, ...] | None:
+    """Returns the shape (C, H, W) of the images of a ``UNet2DModel``; None if its configuration has no size."""
+    size = network.options.get("sample_size")
+    if size is None:
+        return None
+    return (network.in_channels, *((size, size) if isinstance(size, int) else size))

@@ -1,12 +1,12 @@
 """A `DDPM` as a ``DDPMPipeline`` of diffusers."""
 
-import copy
 import tempfile
 from pathlib import Path
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lit_ddpm._internal.config import rebuilt
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm._internal.files import has_files, write_json
 from lit_ddpm.callbacks.pictures import draw_samples
@@ -58,7 +58,7 @@ def _unet2d(model: DDPM) -> nn.Module:
     if model.decoder.levels is None:
         raise ValueError("real-valued data has no DDPMPipeline: it draws images of pixel levels.")
     if isinstance(network, DiffusersUNet):
-        return network.unet
+        return network.network
     if type(network) is UNet:
         return to_unet2d(network, shape[1:])
     raise ValueError(f"network = {type(network).__name__} has no UNet2DModel: it must be UNet or DiffusersUNet.")
@@ -66,8 +66,7 @@ def _unet2d(model: DDPM) -> nn.Module:
 
 def _samples(model: DDPM, num_images: int) -> Tensor:
     """Draws images with the model's own sampler and a progress bar over its network calls."""
-    sampler = copy.copy(model.sampler)
-    sampler.chunk_size = num_images
+    sampler = rebuilt(model.sampler, chunk_size=num_images)
     num_steps = len(sampler.timesteps(model.denoiser.schedule)) - 1
     with tqdm(total=num_steps, desc=f"drawing {num_images} images", unit="step") as progress:
 

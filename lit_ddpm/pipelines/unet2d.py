@@ -29,23 +29,13 @@ def _config(network: UNet, image_size: Sequence[int]) -> dict[str, Any]:
     groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     heads = {m.qkv.in_channels: m.num_heads for m in network.modules() if isinstance(m, SelfAttention)}
     head_channels = {channels // number for channels, number in heads.items()}
-    one_head = set(heads.values()) == {1}
+    one_head, halved = set(heads.values()) == {1}, not any(n % 2 ** (levels - 1) for n in image_size)
     for name, value, fits, reason in (
         ("dims", network.dims, network.dims == 2, "it must be 2"),
         ("fourier_features", list(network.fourier_features), not network.fourier_features, "it must be empty"),
         ("cond_channels", network.cond_channels, network.cond_channels is None, "it must be None"),
-        (
-            "image_shape",
-            list(image_size),
-            not any(n % 2 ** (levels - 1) for n in image_size),
-            "each level must halve it",
-        ),
-        (
-            "width",
-            network.width,
-            len(groups) == 1,
-            f"its group norms have {sorted(groups)} groups, which must be equal",
-        ),
+        ("image_shape", list(image_size), halved, "each level must halve it"),
+        ("width", network.width, len(groups) == 1, f"its group norms have {sorted(groups)} groups, not one number"),
         ("head_channels", network.head_channels, len(head_channels) == 1 or one_head, "it must divide all widths"),
     ):
         if not fits:

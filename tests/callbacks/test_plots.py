@@ -7,7 +7,6 @@ from helpers import TinyNetwork
 
 from lit_ddpm import Denoiser, DiscretizedGaussian, LogSNRSchedule, VParametrization, bits_per_dim, variational_bound
 from lit_ddpm.callbacks import plots
-from lit_ddpm.diffusion.ledger import Ledger
 
 T = 40
 
@@ -18,10 +17,7 @@ def measured(num_timesteps=None, count=30, second_moment=None):
     denoiser = Denoiser(TinyNetwork(num_steps=T), schedule, VParametrization(), clip=True)
     x_0 = torch.randint(0, 17, (count, 1, 4, 4)) / 8 - 1
     bound = variational_bound(denoiser, x_0, DiscretizedGaussian(17), num_timesteps, second_moment=second_moment)
-    ledger = Ledger(T, num_timesteps or T)
-    for _ in range(2):
-        ledger.update(bound)
-    return bound, ledger.report()
+    return bound, (bound + bound).report()
 
 
 def table_of(report):

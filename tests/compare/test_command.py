@@ -33,6 +33,7 @@ from lit_ddpm.__main__ import main
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.compare import collect, compare, prepare
 from lit_ddpm.compare.runs import Run
+from lit_ddpm.compare.variants import resolve_models
 from lit_ddpm.training.run_directory import RunDirectory
 
 TABLES = ("table.csv", "differences.csv")
@@ -297,3 +298,9 @@ def test_the_comparison_is_a_wandb_run_of_its_group(copied, finished, tmp_path, 
         assert Image.open(files / row[f"comparison/{figure}/path"]).width >= 600
     assert (files / row["comparison/report/path"]).read_text() == (directory / "report.html").read_text()
     assert [name for name, _ in read_wandb_artifacts(directory)] == ["best.ckpt", "best.ckpt"]
+
+
+def test_a_trained_model_has_the_name_of_its_folder(finished, monkeypatch):
+    monkeypatch.chdir(finished / "kl" / "seed_0")
+    (variant,) = resolve_models(["."], [])
+    assert variant.name == "seed_0"

@@ -19,7 +19,7 @@ from lit_ddpm import (
     UNet,
     variational_bound,
 )
-from lit_ddpm.callbacks import EMA
+from lit_ddpm.callbacks import EMA, ChannelsLast
 from lit_ddpm.data import to_float
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,6 +54,7 @@ def test_the_bound_is_that_of_the_cpu(num_timesteps):
     )
     torch.testing.assert_close(device.total, cpu.total, rtol=1e-4, atol=0)
     torch.testing.assert_close(device.kl, cpu.kl, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(device.diffusion, cpu.diffusion, rtol=1e-3, atol=1e-6)
     assert device.total.device.type == "cpu"
 
 
@@ -79,11 +80,11 @@ def test_training_starts_like_that_of_the_cpu():
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.filterwarnings("ignore:.*AMP.*", "ignore:.*16-mixed.*")
 def test_each_precision_trains_and_measures(precision, channels_last):
-    module = unet_module(
-        channels_last=channels_last, optimizer=lambda params: torch.optim.AdamW(params, 1e-3, fused=True)
-    )
+    module = unet_module(optimizer=lambda params: torch.optim.AdamW(params, 1e-3, fused=True))
     before = copy.deepcopy(module)
-    run = fit(module, EMA(0.9), precision=precision, gradient_clip_val=1.0, limit_val_batches=1)
+    callbacks = [EMA(0.9), *([ChannelsLast()] if channels_last else [])]
+    run = fit(module, *callbacks, precision=precision, gradient_clip_val=1.0, limit_val_batches=1)
+    assert all(weight.is_contiguous() for weight in module.parameters()) != channels_last
     assert not same_weights(before, module)
     assert all(bool(torch.isfinite(weight).all()) for weight in module.parameters())
     run.test(module, FewDigits(batch_size=256), verbose=False)

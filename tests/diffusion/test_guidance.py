@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from helpers import PARAMETRIZATIONS, LabelledNetwork, learned_variance_denoiser
+from helpers import PARAMETRIZATIONS, LabelledNetwork, TinyNetwork, learned_variance_denoiser
 
-from lit_ddpm import Denoiser, GuidedDenoiser, LinearSchedule, VParametrization
-from lit_ddpm.diffusion.guidance import LabelDropout
+from lit_ddpm import Denoiser, EDMParametrization, Guidance, GuidedDenoiser, LinearSchedule, VParametrization
 
 
 def labeled_denoiser(parametrization=None, **kwargs):
@@ -22,7 +21,9 @@ def test_guidance_of_the_estimate_is_guidance_of_the_output(parametrization):
         torch.tensor([0, 1, 2, 2]),
     )
     with torch.no_grad():
-        with_label, without = plain.network(x_t, t, label), plain.network(x_t, t)
+        scale = parametrization.input_scale(plain.schedule, t)
+        x_in = x_t if scale is None else scale[:, None, None, None] * x_t
+        with_label, without = plain.network(x_in, t, label), plain.network(x_in, t)
         output = without + 3 * (with_label - without)
         expected = parametrization.x0_hat(plain.schedule, output, x_t, t)
         found = GuidedDenoiser(plain, 3)(x_t, t, label=label)
@@ -71,11 +72,11 @@ def test_other_conditions_are_those_of_both_halves():
 
 
 def test_a_guided_denoiser_shares_the_network():
-    plain = labeled_denoiser()
-    plain.sigma_data = 0.5
+    plain = labeled_denoiser(EDMParametrization(0.5), variance="analytic", clip=True, x0_mse=torch.rand(50))
     guided = GuidedDenoiser(plain, 2)
-    assert guided.network is plain.network
-    assert guided.sigma_data == 0.5
+    for name, value in plain.settings.items():
+        found = getattr(guided, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found is value, name
 
 
 def test_guidance_keeps_the_conditional_variance():
@@ -88,7 +89,7 @@ def test_guidance_keeps_the_conditional_variance():
 def test_label_dropout_replaces_the_stated_share():
     torch.manual_seed(0)
     label = torch.arange(20_000) % 3
-    cond = LabelDropout(0.3, 3)({"label": label, "other": 1})
+    cond = Guidance(dropout=0.3).drop({"label": label, "other": 1}, no_label=3)
     dropped = cond["label"] == 3
     assert float(dropped.double().mean()) == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 20_000) ** 0.5)
     assert torch.equal(cond["label"][~dropped], label[~dropped])
@@ -97,14 +98,40 @@ def test_label_dropout_replaces_the_stated_share():
 
 def test_no_label_dropout_draws_nothing():
     before, cond = torch.get_rng_state(), {"label": torch.tensor([0, 1, 2])}
-    assert LabelDropout(0.0, 3)(cond) is cond
-    assert LabelDropout(0.0, None)({}) == {}
+    assert Guidance().drop(cond, no_label=3) is cond
+    assert Guidance().drop({}, no_label=None) == {}
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bad_label_dropouts_are_refused():
     for probability in (-0.1, 1.0, 1.5):
-        with pytest.raises(ValueError, match=rf"label_dropout = {probability} must be in \[0, 1\)"):
-            LabelDropout(probability, 3)
-    with pytest.raises(ValueError, match=r"label_dropout = 0.1 needs a class-conditional network"):
-        LabelDropout(0.1, None)
+        with pytest.raises(ValueError, match=rf"dropout = {probability} of Guidance must be in \[0, 1\)"):
+            Guidance(dropout=probability)
+
+
+def test_a_scale_of_one_is_the_denoiser_itself():
+    plain = labeled_denoiser()
+    assert Guidance(dropout=0.2).guided(plain) is plain
+    guided = Guidance(3.0).guided(plain)
+    assert isinstance(guided, GuidedDenoiser)
+    assert (guided.scale, guided.no_label) == (3.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "setting"),
+    [(Guidance(2.0), "scale = 2.0"), (Guidance(0), "scale = 0"), (Guidance(dropout=0.1), "dropout = 0.1")],
+)
+def test_guidance_needs_labels_and_no_label(guidance, setting):
+    guidance.check(labeled_denoiser())
+    unlabeled, without_no_label = TinyNetwork(num_steps=50), LabelledNetwork()
+    without_no_label.no_label = False
+    for network, missing in (
+        (unlabeled, "a class-conditional network: num_classes of TinyNetwork is None"),
+        (without_no_label, 'a network with "no label": no_label of LabelledNetwork is False'),
+    ):
+        denoiser = Denoiser(network, LinearSchedule(50), VParametrization())
+        Guidance().check(denoiser)
+        with pytest.raises(ValueError, match=f"{setting} of Guidance needs {missing}"):
+            guidance.check(denoiser)
+    with pytest.raises(ValueError, match="scale = 2 of Guidance needs a class-conditional network"):
+        GuidedDenoiser(Denoiser(unlabeled, LinearSchedule(50), VParametrization()), 2)

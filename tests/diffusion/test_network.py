@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import GaussianOracle
+from helpers import GaussianOracle, TinyNetwork, continuous
 from torch import nn
 
 from lit_ddpm import (
@@ -18,11 +18,9 @@ from lit_ddpm import (
     UNet,
     VParametrization,
     X0Parametrization,
-    kl_weight,
     variational_bound,
 )
-from lit_ddpm.diffusion.ledger import Ledger
-from lit_ddpm.diffusion.network import network_time
+from lit_ddpm.diffusion.network import NetworkSpec, network_time
 from lit_ddpm.nn import DiffusersUNet
 
 TAU2 = 0.25
@@ -31,6 +29,8 @@ TAU2 = 0.25
 class LogSNROracle(nn.Module):
     """The ideal estimate of x_0 ~ N(0, TAU2) for VP noise, from the time of a log-SNR network alone."""
 
+    time = "log_snr"
+
     def forward(self, x_t, time):
         log_snr = -4 * torch.logit(time.double() / 1000)
         bar = torch.sigmoid(log_snr).reshape(-1, *[1] * (x_t.ndim - 1))
@@ -38,7 +38,7 @@ class LogSNROracle(nn.Module):
 
 
 def log_snr_oracle(schedule):
-    return Denoiser(LogSNROracle(), schedule, X0Parametrization(), time="log_snr")
+    return Denoiser(LogSNROracle(), schedule, X0Parametrization())
 
 
 class Recorder(nn.Module):
@@ -56,13 +56,13 @@ class Recorder(nn.Module):
 def test_what_a_network_gets():
     schedule, network, x = LogSNRSchedule(11, log_snr_start=8.0, log_snr_end=-6.0), Recorder(), torch.zeros(2, 1, 2, 2)
     Denoiser(network, schedule, VParametrization())(x, torch.tensor([1, 11]))
-    Denoiser(network, schedule, VParametrization(), time="log_snr")(x, torch.tensor([1, 11]))
+    Denoiser(continuous(network), schedule, VParametrization())(x, torch.tensor([1, 11]))
     steps, times = network.times
     assert steps.tolist() == [1, 11]
     assert steps.dtype == torch.int64
     assert times.dtype == torch.float32
     assert times.tolist() == pytest.approx([1000 / (1 + math.exp(2)), 1000 / (1 + math.exp(-1.5))], rel=1e-6)
-    guided = GuidedDenoiser(Denoiser(network, schedule, VParametrization(), time="log_snr"), 2.0)
+    guided = GuidedDenoiser(Denoiser(network, schedule, VParametrization()), 2.0)
     guided(x, 11, label=torch.tensor([0, 1]))
     assert network.times[-1].tolist() == pytest.approx([float(times[1])] * 4)
 
@@ -79,7 +79,7 @@ def test_the_time_is_bounded_and_a_function_of_the_noise_alone():
 
 
 def test_a_log_snr_network_has_one_bound_at_every_number_of_steps():
-    """The bound falls to its limit as T grows, and the ledger of few steps estimates that limit."""
+    """The bound falls to its limit as T grows, and the report of few steps estimates that limit."""
     x_0 = torch.randn(200, 1, 1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * math.sqrt(TAU2)
     totals, estimates = [], []
     for num_steps in (32, 128, 512):
@@ -89,9 +89,7 @@ def test_a_log_snr_network_has_one_bound_at_every_number_of_steps():
         bound = variational_bound(denoiser, x_0, GaussianDecoder())
         expected = variational_bound(stepwise, x_0, GaussianDecoder())
         torch.testing.assert_close(bound.total, expected.total, rtol=1e-5, atol=1e-5)
-        ledger = Ledger(num_steps, num_steps, discrete=False)
-        ledger.update(bound)
-        report = ledger.report(kl_weight=kl_weight(schedule, torch.arange(1, num_steps + 1)))
+        report = bound.report()
         totals.append(report.terms["total"].value)
         estimates.append(sum(report.infinite_steps) / 2)
     assert totals[0] > totals[1] > totals[2]
@@ -110,9 +108,9 @@ def test_samples_of_a_log_snr_network_on_another_schedule():
 
 def test_a_unet_takes_the_time_of_log_snr():
     torch.manual_seed(0)
-    network = UNet(width=8)
+    network = UNet(width=8, time="log_snr")
     nn.init.normal_(network.conv_out.weight)
-    denoiser = Denoiser(network, LogSNRSchedule(100), VParametrization(), time="log_snr")
+    denoiser = Denoiser(network, LogSNRSchedule(100), VParametrization())
     x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
     out = denoiser(x, torch.tensor([1, 50, 100]))
     assert float((out[0] - out[2]).abs().max()) > 1e-3
@@ -122,18 +120,21 @@ def test_a_unet_takes_the_time_of_log_snr():
 def test_a_network_with_classes_takes_the_time_of_log_snr_without_a_label():
     x = torch.randn(2, 1, 8, 8)
     for network in (
-        UNet(width=8, num_classes=3),
-        DiffusersUNet(
-            8,
-            1,
-            block_out_channels=(8,),
-            down_block_types=["DownBlock2D"],
-            up_block_types=["UpBlock2D"],
-            norm_num_groups=4,
-            num_classes=3,
+        UNet(width=8, num_classes=3, time="log_snr"),
+        continuous(
+            DiffusersUNet(
+                {
+                    "in_channels": 1,
+                    "block_out_channels": (8,),
+                    "down_block_types": ["DownBlock2D"],
+                    "up_block_types": ["UpBlock2D"],
+                    "norm_num_groups": 4,
+                },
+                num_classes=3,
+            )
         ),
     ):
-        denoiser = Denoiser(network, LogSNRSchedule(100), VParametrization(), time="log_snr")
+        denoiser = Denoiser(network, LogSNRSchedule(100), VParametrization())
         no_label = torch.tensor([3, 3])
         torch.testing.assert_close(denoiser(x, 50), denoiser(x, 50, label=no_label))
 
@@ -141,5 +142,39 @@ def test_a_network_with_classes_takes_the_time_of_log_snr_without_a_label():
 def test_real_timesteps_of_a_stepwise_network_are_refused():
     with pytest.raises(TypeError, match="t must contain integers"):
         Denoiser(nn.Identity(), LinearSchedule(100), VParametrization())(torch.zeros(1, 1, 2, 2), torch.tensor([2.0]))
-    with pytest.raises(ValueError, match=r"time = 'snr' of Denoiser must be one of t, log_snr"):
-        Denoiser(nn.Identity(), LinearSchedule(100), VParametrization(), time="snr")
+
+
+def test_a_network_states_nothing_by_default():
+    assert NetworkSpec.of(nn.Identity()) == NetworkSpec(
+        name="Identity",
+        in_channels=None,
+        out_channels=None,
+        dims=None,
+        num_classes=None,
+        no_label=None,
+        cond_channels=None,
+        time="t",
+    )
+
+
+def test_attributes_of_a_network_are_read():
+    found = NetworkSpec.of(UNet(2, 4, width=8, num_classes=5, cond_channels=3, time="log_snr"))
+    assert (found.name, found.in_channels, found.out_channels, found.dims) == ("UNet", 2, 4, 2)
+    assert (found.num_classes, found.no_label, found.cond_channels, found.time) == (5, 5, 3, "log_snr")
+    network = Recorder()
+    network.no_label = False
+    assert (NetworkSpec.of(network).num_classes, NetworkSpec.of(network).no_label) == (3, None)
+
+
+def test_a_layer_named_time_is_not_a_time():
+    network = TinyNetwork(num_steps=20)
+    assert isinstance(network.time, nn.Embedding)
+    assert NetworkSpec.of(network).time == "t"
+
+
+def test_a_wrong_time_is_refused():
+    network = nn.Identity()
+    network.time = "snr"
+    for read in (NetworkSpec.of, lambda network: Denoiser(network, LinearSchedule(100), VParametrization())):
+        with pytest.raises(ValueError, match="time = 'snr' of Identity must be one of t, log_snr"):
+            read(network)

@@ -6,6 +6,7 @@ from lit_ddpm import (
     Denoiser,
     EDMParametrization,
     EpsParametrization,
+    GuidedDenoiser,
     LinearSchedule,
     MeanParametrization,
     VParametrization,
@@ -67,7 +68,7 @@ def test_edm_is_the_preconditioning_of_the_paper(schedule):
     torch.testing.assert_close(skip * bar.sqrt(), std**2 / (sigma**2 + std**2), rtol=1e-9, atol=0)
     torch.testing.assert_close(scale, sigma * std / (sigma**2 + std**2).sqrt(), rtol=1e-9, atol=0)
     seen = []
-    denoiser = Denoiser(torch.nn.Identity(), schedule, EDMParametrization(std), sigma_data=std)
+    denoiser = Denoiser(torch.nn.Identity(), schedule, EDMParametrization(std))
     denoiser.network.forward = lambda x, t: seen.append(x) or x
     x_t = torch.randn(len(t), 3, dtype=torch.float64)
     denoiser(x_t, t)
@@ -91,7 +92,35 @@ def test_edm_of_unit_data_predicts_v_with_the_opposite_sign(schedule):
     torch.testing.assert_close((skip, scale), (v_skip, -v_scale), rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("make", [EDMParametrization, lambda sigma_data: Denoiser(None, None, None, sigma_data=0)])
-def test_sigma_data_must_be_positive(make):
-    with pytest.raises(ValueError, match=r"sigma_data = 0 of (EDMParametrization|Denoiser) must be positive"):
-        make(sigma_data=0)
+def test_sigma_data_must_be_positive():
+    with pytest.raises(ValueError, match="sigma_data = 0 of EDMParametrization must be positive"):
+        EDMParametrization(sigma_data=0)
+
+
+class Inputs(torch.nn.Module):
+    """A class-conditional network that keeps its inputs."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x_t, t, label):
+        self.seen.append(x_t)
+        return torch.zeros_like(x_t)
+
+
+@pytest.mark.parametrize("make", [lambda denoiser: denoiser, lambda denoiser: GuidedDenoiser(denoiser, 2.0)])
+def test_the_input_of_the_network_is_scaled_by_edm_alone(make):
+    schedule, network, std = LinearSchedule(50), Inputs(), 0.3
+    x_t, t, label = torch.randn(4, 1, 5, 5), torch.tensor([1, 7, 30, 50]), torch.tensor([0, 1, 2, 2])
+    make(Denoiser(network, schedule, EDMParametrization(std)))(x_t, t, label=label)
+    bar = schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
+    x_t_variance = bar * std**2 + 1 - bar
+    for half in network.seen[0].split(4):
+        torch.testing.assert_close(half, (x_t / x_t_variance.sqrt()).float(), rtol=1e-6, atol=0)
+    for parametrization in PARAMETRIZATIONS[:-1]:
+        make(Denoiser(network, schedule, parametrization))(x_t, t, label=label)
+        assert all(torch.equal(half, x_t) for half in network.seen[-1].split(4))
+        assert parametrization.input_scale(schedule, t) is None

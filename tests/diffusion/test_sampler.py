@@ -117,6 +117,23 @@ def test_a_multistep_sampler_starts_each_trajectory_afresh():
     assert torch.equal(sampler(denoiser, (4, 1, 4, 4)), four)
 
 
+@pytest.mark.parametrize("sampler", [AncestralSampler(6), DDIMSampler(6, eta=0.5), DPMSolverSampler(6)])
+def test_interleaved_trajectories_are_those_of_one_alone(sampler):
+    denoiser, starts, settings = tiny_denoiser(20, clip=True), torch.randn(2, 2, 1, 4, 4), dict(vars(sampler))
+
+    def trajectory(number):
+        return sampler.trajectory(denoiser, starts[number], torch.Generator().manual_seed(number))
+
+    with torch.no_grad():
+        alone = [list(trajectory(number)) for number in (0, 1)]
+        together = list(zip(trajectory(0), trajectory(1), strict=True))
+    for number in (0, 1):
+        for (s, x_s), (expected_s, expected) in zip([pair[number] for pair in together], alone[number], strict=True):
+            assert s == expected_s
+            assert torch.equal(x_s, expected)
+    assert vars(sampler) == settings
+
+
 @pytest.mark.parametrize("sampler", [DDIMSampler(5), DDIMSampler(5, eta=1.0), DPMSolverSampler(5)])
 def test_samplers_start_at_zero_terminal_snr(sampler):
     torch.manual_seed(0)

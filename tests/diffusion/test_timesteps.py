@@ -2,8 +2,21 @@
 
 import pytest
 import torch
+from helpers import tiny_denoiser
+from torch import nn
 
-from lit_ddpm import AdaptiveTimesteps, ImportanceTimesteps, StratifiedTimesteps, UniformTimesteps
+from lit_ddpm import (
+    AdaptiveTimesteps,
+    Denoiser,
+    ImportanceTimesteps,
+    LogSNRSchedule,
+    PredictionMSE,
+    StratifiedTimesteps,
+    UniformTimesteps,
+    VParametrization,
+    training_loss,
+)
+from lit_ddpm.diffusion.objective import loss_of_batch
 
 
 @pytest.mark.parametrize("timesteps", [UniformTimesteps(), StratifiedTimesteps()], ids=lambda t: type(t).__name__)
@@ -160,3 +173,53 @@ def test_continuous_losses_are_averaged_by_block():
 def test_wrong_settings_of_continuous_draws(settings, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveTimesteps(**settings)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "probabilities"),
+    [
+        (ImportanceTimesteps(history=2), lambda timesteps: timesteps.probabilities(20)),
+        (AdaptiveTimesteps(num_blocks=5), lambda timesteps: timesteps.probabilities()),
+    ],
+)
+def test_a_loop_without_lightning_passes_its_losses(timesteps, probabilities):
+    denoiser, x_0 = tiny_denoiser(20), torch.rand(64, 1, 4, 4) * 2 - 1
+    optimizer, seen = torch.optim.Adam(denoiser.parameters(), lr=1e-3), []
+    uniform = probabilities(timesteps)
+    for _ in range(5):
+        result = training_loss(denoiser, x_0, timesteps=timesteps)
+        seen.append((result.pred.t, result.losses.detach()))
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+    followed = probabilities(timesteps)
+    assert float(followed.sum()) == pytest.approx(1)
+    assert float((followed - uniform).abs().max()) > 1e-3
+    by_hand = type(timesteps)(**{name: value for name, value in vars(timesteps).items() if not name.startswith("_")})
+    by_hand.sample(1, 20)
+    for t, losses in seen:
+        by_hand.update(t, losses)
+    assert torch.equal(probabilities(by_hand), followed)
+    _, weight = timesteps.sample(64, 20)
+    assert len(set(weight.tolist())) > 1
+
+
+def test_the_loss_of_a_batch_records_nothing():
+    timesteps, x_0 = AdaptiveTimesteps(num_blocks=2), torch.rand(64, 1, 4, 4) * 2 - 1
+    result = loss_of_batch(tiny_denoiser(20), x_0, PredictionMSE(), timesteps)
+    assert bool(timesteps.state_dict()["mean_square"].isnan().all())
+    timesteps.update(result.pred.t, result.losses.detach())
+    assert bool(timesteps.state_dict()["mean_square"].isfinite().all())
+
+
+def test_a_loop_in_continuous_time_passes_its_losses():
+    class Network(nn.Module):
+        time = "log_snr"
+
+        def forward(self, x_t, t):
+            return t[:, None, None, None] / 1000 * x_t
+
+    denoiser = Denoiser(Network(), LogSNRSchedule(10), VParametrization())
+    timesteps = AdaptiveTimesteps(num_blocks=4, continuous=True)
+    training_loss(denoiser, torch.rand(64, 1, 4, 4) * 2 - 1, timesteps=timesteps)
+    assert float((timesteps.probabilities() - 0.25).abs().max()) > 1e-3

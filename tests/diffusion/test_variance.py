@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import TinyNetwork, learned_variance_denoiser, oracle, tiny_denoiser
-from lit_ddpm.diffusion.ledger import Ledger
+from helpers import TinyNetwork, continuous, learned_variance_denoiser, oracle, tiny_denoiser
 
 from lit_ddpm import (
     CosineSchedule,
@@ -35,9 +34,7 @@ def levels(count=6):
 
 def with_best_variance(denoiser, x0_mse):
     network, schedule, parametrization = denoiser.network, denoiser.schedule, denoiser.parametrization
-    best = Denoiser(network, schedule, parametrization, "analytic", denoiser.clip)
-    best.x0_mse = x0_mse
-    return best
+    return Denoiser(network, schedule, parametrization, "analytic", denoiser.clip, x0_mse)
 
 
 @pytest.mark.parametrize("clips", [False, True])
@@ -56,18 +53,16 @@ def test_the_best_variance_of_the_measured_images(schedule, clips):
     expected = 0.5 * torch.log(1 + c.c_0**2 * x0_mse[1:] / c.var)
     torch.testing.assert_close(after.profile / 16, expected, rtol=1e-9, atol=1e-12)
     assert bool((after.profile <= before.profile * (1 + 1e-12)).all())
-    ledger = Ledger(schedule.num_steps, schedule.num_steps)
-    ledger.update(before)
-    report = ledger.report(kl_weight=kl_weight(schedule, torch.arange(1, schedule.num_steps + 1)))
+    report = before.report()
     total = before.prior + after.diffusion + before.reconstruction_by_scale.min() / len(x_0)
-    if ledger.decoder_scale() == 1:
+    if before.decoder_scale() == 1:
         torch.testing.assert_close(before.reconstruction_by_scale.min(), before.reconstruction.sum())
     assert report.best_variance == pytest.approx(float(total.mean()) / 16 / math.log(2), rel=1e-9)
     assert report.best_variance < report.terms["total"].value
     assert "with the best variance" in str(report)
     # The Riemann sums of the same terms on both sides of the integral over SNR.
     w = kl_weight(schedule, t)
-    at_scale = with_best_variance(fixed, schedule.beta(1) * ledger.decoder_scale() * torch.ones(schedule.num_steps))
+    at_scale = with_best_variance(fixed, schedule.beta(1) * before.decoder_scale() * torch.ones(schedule.num_steps))
     chosen = variational_bound(at_scale, x_0, decoder).reconstruction
     torch.testing.assert_close(chosen.sum(), before.reconstruction_by_scale.min())
     assert float(chosen.sum()) <= float(before.reconstruction.sum())
@@ -131,23 +126,23 @@ def test_training_is_that_of_the_posterior():
     for variance in ("posterior", "analytic"):
         torch.manual_seed(1)
         denoiser = tiny_denoiser(variance=variance)
-        denoiser.x0_mse = torch.full((40,), 0.1, dtype=torch.float64)
+        denoiser.set_x0_mse(torch.full((40,), 0.1))
         losses.append(training_loss(denoiser, x_0, PosteriorKL(DiscretizedGaussian(17)), UniformTimesteps()).losses)
     torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
 def test_guidance_has_the_measured_errors():
     denoiser = learned_variance_denoiser(num_classes=3)
-    denoiser.x0_mse = torch.ones(50)
-    assert GuidedDenoiser(denoiser, 2.0).x0_mse is denoiser.x0_mse
+    denoiser.set_x0_mse(torch.ones(50))
+    assert torch.equal(GuidedDenoiser(denoiser, 2.0).x0_mse, denoiser.x0_mse)
 
 
 def test_measurements_belong_to_a_schedule():
     denoiser = tiny_denoiser(variance="analytic")
     assert list(denoiser.state()) == ["log_alpha_bar"]
-    denoiser.x0_mse = torch.zeros(40, dtype=torch.float64)  # at the start of a fit
+    denoiser.set_x0_mse(torch.zeros(40))  # at the start of a fit
     assert list(denoiser.state()) == ["log_alpha_bar"]
-    denoiser.x0_mse = torch.rand(40, dtype=torch.float64)
+    denoiser.set_x0_mse(torch.rand(40, dtype=torch.float64))
     again = tiny_denoiser(variance="analytic")
     again.load_state(denoiser.state())
     assert torch.equal(again.x0_mse, denoiser.x0_mse)
@@ -160,15 +155,15 @@ def test_measurements_belong_to_a_schedule():
 
 def test_measurements_of_a_log_snr_network_are_interpolated():
     schedule = LogSNRSchedule(30, log_snr_start=8.0, log_snr_end=-6.0)
-    denoiser = Denoiser(torch.nn.Identity(), schedule, VParametrization(), "analytic", time="log_snr")
-    denoiser.x0_mse = 1 / (1 + schedule.snr(torch.arange(1, 31)))
+    denoiser = Denoiser(continuous(torch.nn.Identity()), schedule, VParametrization(), "analytic")
+    denoiser.set_x0_mse(1 / (1 + schedule.snr(torch.arange(1, 31))))
     finer = LogSNRSchedule(300, log_snr_start=7.5, log_snr_end=-6.0)
-    other = Denoiser(denoiser.network, finer, denoiser.parametrization, "analytic", time="log_snr")
+    other = Denoiser(denoiser.network, finer, denoiser.parametrization, "analytic")
     other.load_state(denoiser.state())
     expected = 1 / (1 + finer.snr(torch.arange(1, 301)))
     torch.testing.assert_close(other.x0_mse, expected, rtol=0.02, atol=0)
     for outside in (LogSNRSchedule(30, log_snr_start=8.1), LogSNRSchedule(30, log_snr_start=8.0, log_snr_end=-6.1)):
-        far = Denoiser(denoiser.network, outside, denoiser.parametrization, time="log_snr")
+        far = Denoiser(denoiser.network, outside, denoiser.parametrization)
         with pytest.raises(ValueError, match=r"has a log SNR of 8\.?1? to -6.*trained on 8 to -6: change the ends"):
             far.load_state(denoiser.state())
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers import continuous
 from torch import nn
 
 from lit_ddpm import (
@@ -96,7 +97,7 @@ def cosine(num_steps):
 
 def factor_on_the_bound(weighting, schedule):
     """log SNR and a weighting over the weight of the bound, at the middle of each step in continuous time."""
-    denoiser = Denoiser(nn.Identity(), schedule, EpsParametrization(), time="log_snr")
+    denoiser = Denoiser(continuous(nn.Identity()), schedule, EpsParametrization())
     t = torch.arange(2, schedule.num_steps + 1) - 0.5
     return schedule.log_snr(t), weighting(denoiser, t) / KLWeighting()(denoiser, t)
 
@@ -159,7 +160,7 @@ def test_weights_are_finite_without_signal_and_in_continuous_time(weighting):
     assert bool(weight.isfinite().all())
     assert bool((weight[:-1] > 0).all())
     schedule = LogSNRSchedule(num_steps=2000)
-    denoiser = Denoiser(nn.Identity(), schedule, X0Parametrization(), time="log_snr")
+    denoiser = Denoiser(continuous(nn.Identity()), schedule, X0Parametrization())
     t = torch.arange(2, 2001)
     steps, middle = weighting(denoiser, t), weighting(denoiser, t - 0.5)
     torch.testing.assert_close(steps, middle, rtol=0.01, atol=0)

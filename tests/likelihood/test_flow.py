@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import TinyNetwork
-from lit_ddpm.diffusion.ledger import Ledger
+from helpers import TinyNetwork, continuous
 from torch import nn
 
 from lit_ddpm import (
@@ -23,7 +22,7 @@ from lit_ddpm import (
     exact_likelihood,
     variational_bound,
 )
-from lit_ddpm.likelihood.flow import _noise
+from lit_ddpm.likelihood.flow import Likelihood, _noise
 from lit_ddpm.likelihood.report import Report
 
 MEANS, WEIGHTS, TAU2 = torch.tensor([-0.5, 0.1, 0.75]).double(), torch.tensor([0.2, 0.5, 0.3]).double(), 0.01
@@ -32,6 +31,8 @@ SCHEDULES = [LogSNRSchedule(200, log_snr_start=8.0, log_snr_end=-9.0), LinearSch
 
 class MixtureOracle(nn.Module):
     """The ideal estimate of x_0 for a mixture of Gaussians in each dimension, from the time of a log-SNR network."""
+
+    time = "log_snr"
 
     def forward(self, x_t, time):
         bar = torch.sigmoid(-4 * torch.logit(time.double() / 1000)).reshape(-1, 1, 1, 1, 1)
@@ -57,7 +58,7 @@ def mixture_images(count=64, seed=0):
 
 
 def mixture_denoiser(schedule):
-    return Denoiser(MixtureOracle(), schedule, X0Parametrization(), time="log_snr")
+    return Denoiser(MixtureOracle(), schedule, X0Parametrization())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -101,7 +102,7 @@ def test_hutchinson_is_unbiased_for_coupled_dimensions():
 
     network = Linear()
     schedule = LogSNRSchedule(20, log_snr_start=4.0, log_snr_end=-4.0)
-    denoiser = Denoiser(network, schedule, X0Parametrization(), time="log_snr")
+    denoiser = Denoiser(continuous(network), schedule, X0Parametrization())
     x_0 = torch.zeros(1, 1, 2, 2, dtype=torch.float64).expand(4000, -1, -1, -1)
     found = exact_likelihood(denoiser, x_0, GaussianDecoder(), num_steps=32)
     # The flow is linear: y(u_T) = M y(u_1), integrated here by the matrix exponentials of small steps.
@@ -125,10 +126,12 @@ def test_an_image_has_one_likelihood_in_every_batch():
     torch.manual_seed(0)
 
     class Network(TinyNetwork):
+        time = "log_snr"
+
         def forward(self, x_t, t):
             return torch.tanh(self.conv(x_t) * t[:, None, None, None] / 1000)
 
-    denoiser = Denoiser(Network(), LogSNRSchedule(20), VParametrization(), clip=True, time="log_snr").train()
+    denoiser = Denoiser(Network(), LogSNRSchedule(20), VParametrization(), clip=True).train()
     x_0 = torch.randint(0, 17, (5, 1, 4, 4)) / 8.0 - 1
     whole = exact_likelihood(denoiser, x_0, DiscretizedGaussian(17), num_steps=4)
     part = exact_likelihood(denoiser, x_0[3:], DiscretizedGaussian(17), num_steps=4, index=torch.tensor([3, 4]))
@@ -147,11 +150,12 @@ def test_an_image_has_one_likelihood_in_every_batch():
 def test_a_conditional_model_has_its_conditions():
     class Shifted(nn.Module):
         num_classes = 2
+        time = "log_snr"
 
         def forward(self, x_t, t, label):
             return 0.5 * x_t + label[:, None, None, None]
 
-    denoiser = Denoiser(Shifted(), LogSNRSchedule(20), X0Parametrization(), time="log_snr")
+    denoiser = Denoiser(Shifted(), LogSNRSchedule(20), X0Parametrization())
     x_0 = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     found = exact_likelihood(denoiser, x_0, GaussianDecoder(), num_steps=4, label=torch.tensor([0, 1]))
     assert float(found.total[0]) != float(found.total[1])
@@ -162,11 +166,11 @@ def test_a_conditional_model_has_its_conditions():
     [
         (Denoiser(nn.Identity(), LinearSchedule(20), VParametrization()), "time = 't' is defined at single timesteps"),
         (
-            Denoiser(nn.Identity(), LinearSchedule(100), MeanParametrization(), time="log_snr"),
+            Denoiser(continuous(nn.Identity()), LinearSchedule(100), MeanParametrization()),
             "MeanParametrization has steps",
         ),
         (
-            Denoiser(nn.Identity(), LinearSchedule(20, zero_terminal_snr=True), VParametrization(), time="log_snr"),
+            Denoiser(continuous(nn.Identity()), LinearSchedule(20, zero_terminal_snr=True), VParametrization()),
             r"needs a finite range of log SNR, but SNR\(T\) is zero",
         ),
     ],
@@ -178,33 +182,31 @@ def test_what_has_no_flow(denoiser, message):
 
 def test_a_missing_solver(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    denoiser = Denoiser(nn.Identity(), LinearSchedule(100), EpsParametrization(), time="log_snr")
+    denoiser = Denoiser(continuous(nn.Identity()), LinearSchedule(100), EpsParametrization())
     with pytest.raises(ValueError, match=r'the exact likelihood needs torchdiffeq: pip install "lit-ddpm\[exact\]"'):
         exact_likelihood(denoiser, torch.zeros(1, 1, 2, 2), GaussianDecoder())
 
 
-def test_the_rows_of_an_exact_ledger(tmp_path):
+def test_the_rows_of_a_bound_with_the_likelihood(tmp_path):
     x_0 = mixture_images(16)
     denoiser = mixture_denoiser(LogSNRSchedule(20, log_snr_start=8.0))
     bound = variational_bound(denoiser, x_0, GaussianDecoder())
     full = exact_likelihood(denoiser, x_0, GaussianDecoder(), num_steps=16)
-    ledger = Ledger(20, 20, discrete=False, exact=True)
-    ledger.update(
-        bound,
-        flow=full.flow,
-        dequantization=full.dequantization,
-        flow_reconstruction=full.reconstruction,
-        likelihood=full.total,
-        gap=bound.total - full.total,
-        solver_error=torch.full((16,), 0.4),
-    )
-    report = ledger.report()
+    coarse = Likelihood(full.flow - 0.4, full.dequantization, full.reconstruction)
+    report = bound.with_likelihood(full, coarse).report()
     difference = (bound.total - full.total) / 4
     assert report.likelihood["gap"].value == pytest.approx(float(difference.mean()))
     assert report.likelihood["gap"].se_images == pytest.approx(float(difference.std()) / 4)
     assert report.terms["total"].value - report.likelihood["likelihood"].value == pytest.approx(
         report.likelihood["gap"].value
     )
+    for name, column in (
+        ("flow", full.flow),
+        ("dequantization", full.dequantization),
+        ("flow_reconstruction", full.reconstruction),
+        ("likelihood", full.total),
+    ):
+        assert report.likelihood[name].value == pytest.approx(float(column.mean()) / 4)
     for row in ("flow, -log p(x_1)", "dequantization", "exact likelihood", "bound minus likelihood"):
         assert row in str(report)
     assert "with half the steps of the solver -0.1000" in str(report)
@@ -213,3 +215,15 @@ def test_the_rows_of_an_exact_ledger(tmp_path):
     assert metrics["test/nats_per_dim_likelihood_se_images"] == report.likelihood["likelihood"].se_images
     report.save(tmp_path / "bound.json")
     assert Report.load(tmp_path / "bound.json") == report
+
+
+def test_without_a_second_solution_the_error_of_the_solver_is_unknown():
+    x_0 = mixture_images(8)
+    denoiser = mixture_denoiser(LogSNRSchedule(20, log_snr_start=8.0))
+    full = exact_likelihood(denoiser, x_0, GaussianDecoder(), num_steps=8)
+    bound = variational_bound(denoiser, x_0, GaussianDecoder()).with_likelihood(full)
+    report = bound.report()
+    assert math.isnan(report.likelihood["solver_error"].value)
+    assert report.likelihood["likelihood"].value == pytest.approx(float(full.total.mean()) / 4)
+    assert "exact likelihood" in str(report)
+    assert "half the steps" not in str(report)

@@ -53,6 +53,19 @@ def test_time_labels_and_further_arguments():
     assert (model.denoiser.network_spec.num_classes, model.denoiser.network_spec.cond_channels) == (7, None)
 
 
+def test_a_missing_label_is_that_of_no_label():
+    network = Foreign()
+    x, t = torch.randn(3, 1, 4, 4), torch.tensor([1, 5, 10])
+    NetworkAdapter(network, label="y", num_classes=7)(x, t)
+    assert network.arguments["y"].tolist() == [7, 7, 7]
+    without = NetworkAdapter(network, num_classes=7, no_label=False)
+    assert DDPM(without).denoiser.no_label is None
+    with pytest.raises(ValueError, match='label is missing: this NetworkAdapter has no embedding for "no label"'):
+        without(x, t)
+    NetworkAdapter(network)(x, t)
+    assert not network.arguments
+
+
 def test_a_checkpoint_names_both_networks():
     config = as_config(NetworkAdapter(Foreign("key"), time_offset=-1, output="sample"))
     assert config["class_path"] == "lit_ddpm.nn.NetworkAdapter"

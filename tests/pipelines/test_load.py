@@ -22,7 +22,7 @@ SETTINGS = [
 
 
 def same_weights(model, unet):
-    ours = model.denoiser.network.unet.state_dict()
+    ours = model.denoiser.network.network.state_dict()
     return all(torch.equal(ours[name], weight) for name, weight in unet.state_dict().items())
 
 
@@ -49,9 +49,11 @@ def test_a_class_conditional_network(tmp_path):
     assert (model.denoiser.network_spec.num_classes, model.denoiser.network_spec.no_label) == (10, None)
     with pytest.raises(ValueError, match='no embedding for "no label"'):
         model.denoiser.network(x, t)
-    with pytest.raises(ValueError, match='guidance = 2 needs a network with "no label": no_label of DiffusersUNet'):
+    with pytest.raises(
+        ValueError, match='scale = 2 of Guidance needs a network with "no label": no_label of DiffusersUNet'
+    ):
         type(model)(model.denoiser.network, guidance=Guidance(2))
-    with pytest.raises(ValueError, match=r'label_dropout = 0.1 needs a class-conditional network with "no label"'):
+    with pytest.raises(ValueError, match=r'dropout = 0.1 of Guidance needs a network with "no label"'):
         type(model)(model.denoiser.network, guidance=Guidance(dropout=0.1))
     assert load_pipeline(tmp_path, no_label=True).denoiser.network_spec.no_label == 9
 

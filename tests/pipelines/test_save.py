@@ -28,6 +28,7 @@ from lit_ddpm import (
     variational_bound,
 )
 from lit_ddpm.data import to_float
+from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.nn import DiffusersUNet
 from lit_ddpm.pipelines import load_pipeline, save_pipeline
 
@@ -40,14 +41,14 @@ def unet(**settings):
     return network
 
 
-def diffusers_unet(**settings):
+def diffusers_unet():
     torch.manual_seed(0)
-    return DiffusersUNet(**{**NETWORK, **settings})
+    return DiffusersUNet(NETWORK)
 
 
 def model_of(network, schedule, *args, **kwargs):
     model = DDPM(network, schedule, *args, **kwargs).eval()
-    model.data.image_shape, model.data_levels = (1, 8, 8), 17
+    model.observe(DataSpec(image_shape=(1, 8, 8), levels=17))
     return model
 
 
@@ -71,20 +72,20 @@ CASES = {
 }
 
 
-def ledger(model):
+def bits_of_terms(model):
     pixels = torch.randint(0, 17, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     bound = variational_bound(model.denoiser, to_float(pixels, 17), DiscretizedGaussian(17))
     return torch.stack([bits_per_dim(t, 64) for t in (bound.prior, bound.diffusion, bound.reconstruction)])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_images_and_ledger_survive(name, tmp_path):
+def test_images_and_bound_survive(name, tmp_path):
     model = CASES[name]()
     save_pipeline(model, tmp_path / "out", num_samples=4)
     again = load_pipeline(tmp_path / "out")
     ours = model.sample(4, sampler=AncestralSampler(chunk_size=4))
     torch.testing.assert_close(again.sample(4, sampler=AncestralSampler(chunk_size=4)), ours, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ledger(again), ledger(model), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(bits_of_terms(again), bits_of_terms(model), rtol=1e-5, atol=1e-5)
     assert again.denoiser.variance == model.denoiser.variance
     drawn = pipeline_samples(DDPMPipeline.from_pretrained(tmp_path / "out"), 4)
     assert float(drawn.std()) > 0.05

@@ -10,6 +10,7 @@ from lit_ddpm import (
     CosineSchedule,
     DDIMSampler,
     Denoiser,
+    EDMParametrization,
     LinearSchedule,
     LogSNRSchedule,
     MeanParametrization,
@@ -130,5 +131,5 @@ def test_a_mean_has_no_scheduler():
 
 
 def test_a_scaled_input_has_no_scheduler():
-    with pytest.raises(ValueError, match=r"sigma_data = 0.5 has no DDPMScheduler"):
-        scheduler_config(Denoiser(torch.nn.Identity(), LogSNRSchedule(50), VParametrization(), sigma_data=0.5))
+    with pytest.raises(ValueError, match=r"parametrization = EDMParametrization has no DDPMScheduler"):
+        scheduler_config(Denoiser(torch.nn.Identity(), LogSNRSchedule(50), EDMParametrization()))

@@ -50,7 +50,7 @@ def test_a_foreign_network_is_passed_when_loading():
 
 def test_a_loaded_module_knows_image_shape_and_levels():
     loaded = DDPM.load_from_checkpoint(saved(tiny_module()), weights_only=True, network=TinyNetwork(num_steps=20))
-    assert loaded.data.data.image_shape == (1, 8, 8)
+    assert loaded.data.image_shape == (1, 8, 8)
     assert loaded.levels == 17
     assert DDPM().levels == 256
 

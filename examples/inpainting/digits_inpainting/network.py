@@ -18,17 +18,19 @@ class InpaintingNetwork(Configurable, nn.Module):
         width: The number of features.
         depth: The number of residual blocks; their dilations are 1, 2, 4, 1, 2, 4, ...
         channels: The number of channels of an image.
+        time: What lit_ddpm passes as t: ``"log_snr"``, a function of the noise level in [0, 1000], or the timestep ``"t"``.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int = 64, depth: int = 6, channels: int = 1) -> None:
+    def __init__(self, width: int = 64, depth: int = 6, channels: int = 1, time: str = "log_snr") -> None:
         super().__init__()
         self.width, self.depth, self.channels = width, depth, channels  # by which a checkpoint builds the network again
         self.in_channels = self.out_channels = channels  # lit_ddpm compares these three with the data
         self.cond_channels = channels + 1
+        self.time = time  # lit_ddpm reads it
         self.register_buffer("frequencies", 10_000 ** -torch.linspace(0, 1, width // 2), persistent=False)
-        self.time = nn.Sequential(nn.Linear(2 * (width // 2), width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_time = nn.Sequential(nn.Linear(2 * (width // 2), width), nn.SiLU(), nn.Linear(width, width))
         self.first = nn.Conv2d(5 * channels + self.cond_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(self._block(width, dilation=2 ** (i % 3)) for i in range(depth))
         self.last = nn.Conv2d(width, channels, 3, padding=1)
@@ -36,7 +38,7 @@ class InpaintingNetwork(Configurable, nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Maps x_t ``[B, C, H, W]``, t ``[B]`` and a condition ``[B, C + 1, H, W]`` to x0_hat ``[B, C, H, W]``."""
         angle = t[:, None] * self.frequencies
-        time = self.time(torch.cat([angle.sin(), angle.cos()], dim=1))[:, :, None, None]
+        time = self.embed_time(torch.cat([angle.sin(), angle.cos()], dim=1))[:, :, None, None]
         waves = [wave(factor * math.pi * x_t) for factor in (8, 16) for wave in (torch.sin, torch.cos)]
         h = self.first(torch.cat([x_t, *waves, cond], dim=1))
         for block in self.blocks:

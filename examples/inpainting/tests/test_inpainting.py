@@ -60,7 +60,7 @@ def digits():
     return to_float(images, 17), cond[:, 1:].bool(), cond
 
 
-def test_the_ledger_is_that_of_a_conditional_model(project, monkeypatch, capsys):
+def test_the_bound_is_that_of_a_conditional_model(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     main(["test", "--ckpt_path", CHECKPOINT])  # as the command, without the seconds that a process takes to start
     printed = capsys.readouterr().out
@@ -80,6 +80,7 @@ def test_a_checkpoint_contains_the_classes_of_the_project(model):
     network = model.denoiser.network
     assert isinstance(network, InpaintingNetwork)
     assert network.first.out_channels == 32
+    assert network.time == "log_snr"  # set by the shipped configuration `digits`
     assert isinstance(model.objective, HuberLoss)
     assert isinstance(model.objective.weighting, KLWeighting)
 
