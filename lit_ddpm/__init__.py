@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.condition import Condition, LowResolution
 from lit_ddpm.diffusion.decoder import Decoder, DiscretizedGaussian, GaussianDecoder
@@ -98,6 +99,7 @@ __all__ = [
     "GuidedDenoiser",
     "HybridObjective",
     "ImportanceTimesteps",
+    "InputError",
     "KLWeighting",
     "Likelihood",
     "LinearSchedule",

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from lit_ddpm._internal.checks import InputError
+
 
 def import_extra(package: str, needed_by: str, extra: str | None = None) -> Any:
     """Returns a package that an extra installs; of the same name if None.
@@ -13,4 +15,4 @@ def import_extra(package: str, needed_by: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError:
-        raise ValueError(f'{needed_by} needs {package}: pip install "lit-ddpm[{extra or package}]".') from None
+        raise InputError(f'{needed_by} needs {package}: pip install "lit-ddpm[{extra or package}]".') from None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lit_ddpm._internal.checks import InputError
+
+
+def create_directory(path: Path, name: str = "directory") -> None:
+    """Creates a directory that a setting names, with its parents.
+
+    Raises:
+        InputError: If it cannot be created, or is not writable.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(f"the {name} {path} is not writable ({error.strerror}).") from None
 
 
 @contextmanager

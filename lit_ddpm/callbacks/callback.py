@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.training.averaging import averaged_weights
 from lit_ddpm.training.module import DDPM
@@ -34,7 +34,7 @@ class DDPMCallback(Callback):
     def ddpm(self, pl_module: LightningModule) -> DDPM:
         """Returns the module as a `DDPM`."""
         if not isinstance(pl_module, DDPM):
-            raise ValueError(f"{type(self).__name__} needs a DDPM, not a {type(pl_module).__name__}.")
+            raise InputError(f"{type(self).__name__} needs a DDPM, not a {type(pl_module).__name__}.")
         return pl_module
 
     def draw(
@@ -54,7 +54,7 @@ class DDPMCallback(Callback):
         """Raises a ValueError if the callback would never be due in a fit that is long enough for it."""
         epochs, every, validation = trainer.max_epochs or 0, self.every_n_epochs, trainer.check_val_every_n_epoch
         if validation is not None and max(every, validation) <= epochs < math.lcm(every, validation):
-            raise ValueError(
+            raise InputError(
                 f"every_n_epochs = {every} of {type(self).__name__} never meets a validation: with "
                 f"check_val_every_n_epoch = {validation} and max_epochs = {epochs} it must be a multiple or a divisor "
                 f"of {validation}."

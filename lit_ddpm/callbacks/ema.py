@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.training.distributed import SHARDED
 from lit_ddpm.training.evaluation import Evaluation
 from lit_ddpm.training.module import DDPM
@@ -34,7 +35,7 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.9999, raw_bound: bool = False) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay = {decay} of EMA must be in [0, 1).")
+            raise InputError(f"decay = {decay} of EMA must be in [0, 1).")
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
         self.decay = decay
         self.raw_bound = raw_bound
@@ -53,7 +54,7 @@ class EMA(WeightAveraging):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, SHARDED):
-            raise ValueError(
+            raise InputError(
                 f"EMA does not work with {type(trainer.strategy).__name__}, which shards the weights: train without "
                 "EMA, or with strategy 'ddp'."
             )

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.pixels import to_uint8
 from lit_ddpm.data.protocols import HasFingerprint, HasReference
 from lit_ddpm.diffusion.sampler import Sampler
@@ -32,9 +33,9 @@ class FeatureExtraction:
 
     def __init__(self, trainer: Trainer, module: DDPM, extractor: nn.Module) -> None:
         if module.data.image_shape is None:
-            raise ValueError("SampleMetrics needs a data module with image_shape = (C, H, W).")
+            raise InputError("SampleMetrics needs a data module with image_shape = (C, H, W).")
         if module.data.standardization is not None:
-            raise ValueError("SampleMetrics needs data of pixel levels: its extractors do not take real values.")
+            raise InputError("SampleMetrics needs data of pixel levels: its extractors do not take real values.")
         self.trainer = trainer
         self.module = module
         self.extractor = extractor.to(module.device).eval().requires_grad_(False)
@@ -68,7 +69,7 @@ class FeatureExtraction:
         of a single batch.
         """
         if not isinstance(self.data, HasReference):
-            raise ValueError(
+            raise InputError(
                 "SampleMetrics needs the training images without augmentation: give the data module, "
                 f"{type(self.data).__name__}, a method reference_dataloader(), as ImageDataModule has."
             )

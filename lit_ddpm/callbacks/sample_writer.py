@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm._internal.config import as_config
-from lit_ddpm._internal.files import atomic_write, has_files, write_json
+from lit_ddpm._internal.files import atomic_write, create_directory, has_files, write_json
 from lit_ddpm.data.pixels import to_levels, to_uint8
 from lit_ddpm.metrics.features import fingerprint_of
 from lit_ddpm.training.module import DDPM
@@ -62,7 +62,7 @@ class SampleWriter(Callback):
         path = self.directory / ORIGIN
         existing = json.loads(path.read_text()) if path.is_file() else None
         if existing != self._origin and has_files(self.directory):
-            raise ValueError(
+            raise InputError(
                 f"{self.directory} is not empty, and its images are not of the same weights, sampler and seed: set "
                 "another directory with --output_dir."
             )
@@ -73,6 +73,7 @@ class SampleWriter(Callback):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
+            create_directory(self.directory)
             write_json(self.directory / ORIGIN, self._origin)
         trainer.strategy.barrier()
 

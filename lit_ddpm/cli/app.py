@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.cli.arguments import (
     local_copy,
     temporary_config,
@@ -25,7 +26,7 @@ from lit_ddpm.cli.arguments import (
     with_last_config,
 )
 from lit_ddpm.cli.checkpoints import default_checkpoints
-from lit_ddpm.cli.errors import OneLineParser
+from lit_ddpm.cli.errors import Constructor, OneLineParser, reads_settings
 from lit_ddpm.cli.trainer import Trainer
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.training.checkpoint import init_weights, load_checkpoint, usable_checkpoint
@@ -105,7 +106,7 @@ class DDPMCLI(LightningCLI):
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
         if not isinstance(config.trainer, Namespace):  # jsonargparse accepts any value
-            raise ValueError(f"trainer = {config.trainer!r} must be a block of settings.")
+            raise InputError(f"trainer = {config.trainer!r} must be a block of settings.")
         if not command:
             return
         if config.get("weights_only") is None:
@@ -113,7 +114,7 @@ class DDPMCLI(LightningCLI):
         self._initial_weights: Path | None = None
         # Files are checked before anything is built.
         if config.ckpt_path:
-            if config.ckpt_path.partition(":")[0] not in ("last", "best", "hpc", "registry"):
+            if config.ckpt_path.partition(":")[0] not in ("last", "hpc", "registry"):
                 path = local_copy(config.ckpt_path)
                 if command == "fit":  # an earlier checkpoint can replace a damaged one
                     path = usable_checkpoint(path)
@@ -160,6 +161,23 @@ class DDPMCLI(LightningCLI):
                 config.trainer.default_root_dir, config.number_run = str(path), False  # for a resumed run
             rank_zero_only(RunDirectory(path).prepare)(new_run)
 
+    @override
+    def instantiate_classes(self) -> None:
+        """Builds model, data and Trainer.
+
+        The error of a constructor is raised itself; jsonargparse would list the errors of all types of a union.
+        """
+        constructor = Constructor()
+        self.parser.add_instantiator(constructor, object)
+        try:
+            super().instantiate_classes()
+            return
+        except ValueError as error:
+            # LightningCLI calls the constructors of model and data.
+            cause = constructor.error or error.__cause__
+            failure = cause if type(error) is ValueError and cause else error
+        raise failure
+
     def before_fit(self) -> None:
         """Loads the initial weights of a fine-tuning."""
         if self._initial_weights is not None:
@@ -189,7 +207,8 @@ class DDPMCLI(LightningCLI):
         if config.get("enable_checkpointing") is not False:
             callbacks += default_checkpoints(callbacks, config)
         kwargs["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        with reads_settings():
+            return super().instantiate_trainer(**kwargs)
 
 
 def _ignore(value: str) -> None:
@@ -201,7 +220,7 @@ def _complete_wandb_loggers(trainer: Namespace) -> None:
     for logger in _as_list(trainer.get("logger")):
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("WandbLogger"):
             if find_spec("wandb") is None:
-                raise ValueError('WandbLogger needs wandb: pip install "lit-ddpm[wandb]".')
+                raise InputError('WandbLogger needs wandb: pip install "lit-ddpm[wandb]".')
             arguments = logger.init_args
             if not arguments.get("id") and not arguments.get("version"):
                 # WANDB_RUN_ID is that of a sweep. YAML would read digits around an "e" as a number, so a letter begins.

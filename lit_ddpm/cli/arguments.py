@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import yaml
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.cli.configs import find_config
 from lit_ddpm.training.run_directory import RunDirectory
 
@@ -42,7 +43,7 @@ def local_copy(path: str) -> Path:
         with fsspec.open(path, "rb") as remote, local.open("wb") as file:
             shutil.copyfileobj(remote, file)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     return local
 
 
@@ -105,7 +106,7 @@ def _bases_of(path: Path, children: tuple[Path, ...] = ()) -> list[Path]:
     base = path.parent / str(name)
     base = base if base.is_file() else find_config(str(name), f"extends of {path}")
     if base in children:
-        raise ValueError(f"extends = {name} of {path}: the files extend one another in a cycle.")
+        raise InputError(f"extends = {name} of {path}: the files extend one another in a cycle.")
     return [*_bases_of(base, (*children, base)), base]
 
 

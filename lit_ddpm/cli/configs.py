@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_ddpm
+from lit_ddpm._internal.checks import InputError
 
 PACKAGE = Path(lit_ddpm.__file__).parent
 FOLDER = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE)
@@ -37,7 +38,7 @@ def find_config(name: str | Path, setting: str = "config") -> Path:
     shipped = shipped_configs()
     if str(name) not in shipped:
         near = difflib.get_close_matches(path.stem, shipped, cutoff=0.5) or shipped
-        raise ValueError(f"{setting} = {name} is neither a file nor a shipped configuration: {', '.join(near)}.")
+        raise InputError(f"{setting} = {name} is neither a file nor a shipped configuration: {', '.join(near)}.")
     return shipped[str(name)]
 
 

@@ -1,15 +1,13 @@
-"""Bad input as one readable sentence, from any library that reports it."""
+"""Bad input as one readable sentence."""
 
 import argparse
 import inspect
 import os
 import pkgutil
 import re
-import sys
-import sysconfig
-import traceback
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
@@ -17,25 +15,12 @@ from typing_extensions import override
 
 import lit_ddpm
 from lit_ddpm import callbacks, data, metrics
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import constructor_parameters
 from lit_ddpm._internal.stop import stop
 
-# Exceptions for bad input, by the package that raises them. Others are faults of a program and keep their traceback: a
-# TypeError in lit_ddpm, or a RuntimeError except where Lightning's Trainer reads its settings.
-BAD_INPUT = (ValueError, FloatingPointError, OSError, ImportError, MisconfigurationException)
-RAISED_BY = {
-    "lit_ddpm": BAD_INPUT,
-    "lightning": (*BAD_INPUT, TypeError),
-    "torch": (*BAD_INPUT, TypeError),
-    "jsonargparse": (*BAD_INPUT, TypeError),
-}
-PACKAGE = Path(__file__).parent.parent
-TRAINER_SETTINGS = "lightning.pytorch.trainer.connectors"
-
-# Packages whose frames are not a user's program, next to the standard library and those above.
-LIBRARIES = {"PIL", "datasets", "diffusers", "fsspec", "huggingface_hub", "lightning_utilities", "matplotlib", "numpy"}
-LIBRARIES |= {"pyarrow", "safetensors", "sklearn", "tensorboard", "torch_fidelity", "torchmetrics", "torchvision"}
-LIBRARIES |= {"tqdm", "wandb", "yaml"}
+# What torch and Lightning raise for bad settings, next to a MisconfigurationException.
+BAD_SETTING = (ValueError, TypeError, RuntimeError, ImportError, OSError)
 
 # What surrounds the reason in a message of jsonargparse.
 NOISE = (
@@ -66,48 +51,7 @@ def shows_tracebacks() -> bool:
     return os.environ.get("LIT_DDPM_TRACEBACK") == "1"
 
 
-def is_about_input(error: BaseException) -> bool:
-    """Returns whether this package or a library recognized bad input, without a user's program on the way."""
-    modules = _modules(error)[1:]  # the first one catches the error
-    cause = _cause(error)
-    while cause is not None:  # jsonargparse wraps the errors of constructors
-        modules = _modules(cause) + modules
-        cause = _cause(cause)
-    packages = [module.split(".")[0] for module in modules]
-    files = re.findall(r'File "([^<].*?)", line', str(error))  # of a worker process, whose traceback is in the message
-    packages += map(_package_of, files)
-    if not packages or not {*RAISED_BY, *LIBRARIES, *sys.stdlib_module_names}.issuperset(packages):
-        return False
-    if files:
-        return isinstance(error, BAD_INPUT) and packages[-1] == "lit_ddpm"
-    if isinstance(error, RuntimeError):
-        return modules[-1].startswith(TRAINER_SETTINGS)
-    return isinstance(error, (OSError, *RAISED_BY.get(packages[-1], ())))
-
-
-def _cause(error: BaseException) -> BaseException | None:
-    """Returns the error that another one was raised from or while handling, unless it was raised ``from None``."""
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _package_of(file: str) -> str:
-    """Returns the top-level package or module of a source file; "" for a file of a user's program."""
-    path = Path(file)
-    if path.is_relative_to(PACKAGE):
-        return PACKAGE.name
-    for name in ("platlib", "purelib", "stdlib"):  # the first two are folders of the third
-        place = sysconfig.get_paths()[name]
-        if path.is_relative_to(place):
-            return path.relative_to(place).parts[0].removesuffix(".py")
-    return ""
-
-
-def _modules(error: BaseException) -> list[str]:
-    """Returns the module of each frame of an error, from the outermost to the one that raised it."""
-    return [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-
-
-def sentence_of(error: BaseException) -> str | None:
+def sentence_of(error: Exception) -> str | None:
     """Returns the sentence for an error, or None if it is not bad input or its traceback is wanted."""
     if shows_tracebacks():
         return None
@@ -115,12 +59,42 @@ def sentence_of(error: BaseException) -> str | None:
         return (
             f"W&B cannot start ({error}): log in with `wandb login`, or keep the run on disk with WANDB_MODE=offline."
         )
-    if not is_about_input(error):
+    if not isinstance(error, InputError | MisconfigurationException):
         return None
     message = str(error)
     if "Original Traceback" in message:  # of a worker process
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    return one_sentence(message) if "Does not validate against any" in message else message
+    return message
+
+
+@contextmanager
+def reads_settings(owner: str = "") -> Iterator[None]:
+    """Raises an `InputError` for the errors of torch and Lightning within a block that only reads their settings."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BAD_SETTING as error:
+        raise InputError(f"{owner}{error}") from error
+
+
+class Constructor:
+    """Calls the constructors that a configuration names, and keeps their first error.
+
+    Bad settings of a class of torch or Lightning become an `InputError`. A user's own class keeps its error.
+    """
+
+    error: Exception | None = None
+
+    def __call__(self, kind: type[Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Returns an instance of `kind`."""
+        of_library = kind.__module__.startswith(("torch.", "lightning."))
+        try:
+            with reads_settings(f"{kind.__name__}: ") if of_library else nullcontext():
+                return kind(*args, **kwargs)
+        except Exception as error:
+            self.error = self.error or error
+            raise
 
 
 class OneLineParser(LightningArgumentParser):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.callbacks.sample_writer import SampleWriter
 from lit_ddpm.diffusion.gradients import GradientStatistics, gradient_statistics, gradient_table
 from lit_ddpm.training.checkpoint import load_checkpoint
@@ -113,9 +114,9 @@ class Trainer(lightning.Trainer):
             num_batches: The number of training batches.
         """
         if not isinstance(model, DDPM) or datamodule is None:
-            raise ValueError("gradients needs a DDPM and a data module.")
+            raise InputError("gradients needs a DDPM and a data module.")
         if num_batches < 2:
-            raise ValueError(f"num_batches = {num_batches} must be at least 2.")
+            raise InputError(f"num_batches = {num_batches} must be at least 2.")
         if ckpt_path is not None:
             checkpoint = load_checkpoint(Path(ckpt_path))
             model.on_load_checkpoint(checkpoint)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from lit_ddpm._internal.files import has_files
+from lit_ddpm._internal.checks import InputError
+from lit_ddpm._internal.files import create_directory, has_files
 from lit_ddpm._internal.stop import stop
 from lit_ddpm.cli.errors import ArgumentParser
 from lit_ddpm.compare.audit import audit
@@ -55,7 +56,7 @@ def compare(
         ArithmeticError: If the two forms of the KL differ for a variant, see `Audit.check`.
     """
     if jobs < 1:
-        raise ValueError(f"jobs = {jobs} must be at least 1.")
+        raise InputError(f"jobs = {jobs} must be at least 1.")
     plan = prepare(configs, objectives, num_seeds, output_dir, resume, overrides, models)
     remaining = sum(not run.done for run in plan.runs)
     size = f"{len(plan.variants)} variants, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each"
@@ -80,15 +81,15 @@ def prepare(
     audits. See `compare` for the arguments and errors.
     """
     if num_seeds < 1:
-        raise ValueError(f"seeds = {num_seeds} must be at least 1.")
+        raise InputError(f"seeds = {num_seeds} must be at least 1.")
     directory = Path(output_dir)
     if models and num_seeds > 1:
-        raise ValueError(f"seeds = {num_seeds}: trained models have one seed, so a comparison with them has one too.")
+        raise InputError(f"seeds = {num_seeds}: trained models have one seed, so a comparison with them has one too.")
     variants = [*resolve_variants(configs, objectives, overrides), *resolve_models(models, overrides)]
     check_variants(variants)
     if has_files(directory):
         if not resume:
-            raise ValueError(
+            raise InputError(
                 f"{directory} is not empty: resume the comparison there with --resume, or set another directory with "
                 "--output_dir."
             )
@@ -100,7 +101,7 @@ def prepare(
     plan = Plan(directory, command, variants, num_seeds, {})
     for run in plan.runs:
         run.check()
-    directory.mkdir(parents=True, exist_ok=True)
+    create_directory(directory)
     plan = replace(plan, audits={variant.name: _audit(variant, directory) for variant in variants})
     plan.save()
     return plan
@@ -117,7 +118,7 @@ def run(output_dir: str | Path, number: int) -> bool:
     """
     plan = Plan.load(Path(output_dir))
     if not 0 <= number < len(plan.runs):
-        raise ValueError(f"run = {number} is out of range: {output_dir} has the runs 0 to {len(plan.runs) - 1}.")
+        raise InputError(f"run = {number} is out of range: {output_dir} has the runs 0 to {len(plan.runs) - 1}.")
     chosen = plan.runs[number]
     chosen.attempt()
     return chosen.done
@@ -134,7 +135,7 @@ def collect(output_dir: str | Path) -> Comparison:
     plan = Plan.load(Path(output_dir))
     comparison = _collect(plan)
     if not comparison.results:
-        raise ValueError(
+        raise InputError(
             f"output_dir = {output_dir}: no variant has all its runs yet, so there is nothing to collect. Execute them "
             f"by the commands in {plan.directory / 'commands.txt'}."
         )
@@ -201,7 +202,7 @@ def run_compare(args: Sequence[str]) -> None:
     step = "--collect" if known.collect else f"--run {known.run}" if known.run is not None else None
     if step and (known.config or objectives or models or overrides):
         extra = [*known.config, *objectives, *models, *overrides][0]
-        raise ValueError(f"{step} takes everything from the plan in output_dir: remove {extra}.")
+        raise InputError(f"{step} takes everything from the plan in output_dir: remove {extra}.")
     try:
         if known.run is not None:
             _run_one(known.output_dir, known.run)

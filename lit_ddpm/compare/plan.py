@@ -9,6 +9,7 @@ import lightning
 import torch
 
 import lit_ddpm
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import atomic_write, write_json
 from lit_ddpm.compare.runs import Run
 from lit_ddpm.compare.variants import Variant
@@ -72,11 +73,11 @@ class Plan:
         """
         path = directory / FILE
         if not path.is_file():
-            raise ValueError(f"output_dir = {directory} has no comparison: write its plan with --prepare.")
+            raise InputError(f"output_dir = {directory} has no comparison: write its plan with --prepare.")
         content = json.loads(path.read_text())
         prepared, here = content["versions"], versions()
         if different := [f"{name} {prepared[name]}, not {here[name]}" for name in here if prepared[name] != here[name]]:
-            raise ValueError(
+            raise InputError(
                 f"output_dir = {directory} was prepared with {', '.join(different)}: results of different versions are "
                 "not compared. Use those versions, or another directory."
             )
@@ -92,4 +93,4 @@ def check_resumable(directory: Path) -> None:
     if (directory / FILE).is_file():
         Plan.load(directory)
     elif any(directory.glob(f"*/seed_*/{RunDirectory(directory).variant_config.name}")):
-        raise ValueError(f"{directory} has a comparison of an earlier version of lit_ddpm: set another directory.")
+        raise InputError(f"{directory} has a comparison of an earlier version of lit_ddpm: set another directory.")

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from numpy.typing import NDArray
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import atomic_write, has_files, number_of, read_arrays, read_json_lines, write_json
 from lit_ddpm.compare.variants import Variant
 from lit_ddpm.diffusion.gradients import GradientStatistics
@@ -110,7 +111,7 @@ class Run:
         path = self.files.variant_config
         existing = yaml.safe_load(path.read_text()) if path.is_file() else None
         if has_files(self.files.path) and existing != self.config():
-            raise ValueError(
+            raise InputError(
                 f"{self.files.path} contains a run of another configuration: set another directory with --output_dir, "
                 "or remove this one."
             )

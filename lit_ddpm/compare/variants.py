@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import as_config
 from lit_ddpm.cli.app import DDPMCLI
 from lit_ddpm.cli.arguments import temporary_config
@@ -83,7 +84,7 @@ def resolve_variants(
 ) -> list[Variant]:
     """Returns the variants to train after checking them; see `lit_ddpm.compare.compare` for the arguments."""
     if bool(configs) != bool(objectives):
-        raise ValueError("variants to train need both --config and --objectives.")
+        raise InputError("variants to train need both --config and --objectives.")
     args = [f"--config={config}" for config in configs]
     named = [_override(str(objective)) for objective in objectives]  # all, before anything is built
     return [_variant(name, [*args, override, *overrides]) for name, override in named]
@@ -99,7 +100,7 @@ def _override(objective: str) -> tuple[str, str]:
         # With all arguments, since a missing one would be taken from the objective of the configuration.
         config = as_config(X0MSE(made) if isinstance(made, Weighting) else made)
     except TypeError as error:
-        raise ValueError(f"objective = {objective} needs an overlay that sets its arguments: {error}.") from None
+        raise InputError(f"objective = {objective} needs an overlay that sets its arguments: {error}.") from None
     return (objective if objective in OBJECTIVES else kind.__name__), f"--model.objective={json.dumps(config)}"
 
 
@@ -113,7 +114,7 @@ def _objective_class(name: str) -> type[Objective | Weighting]:
         reason = f" ({error})" if is_path else ""
     if not (isinstance(found, type) and issubclass(found, Objective | Weighting)) or inspect.isabstract(found):
         built_in, overlays = ", ".join(OBJECTIVES), ", ".join(shipped_configs("variants"))
-        raise ValueError(
+        raise InputError(
             f"objective = {name} is none of {built_in}, none of the overlays {overlays}, not a file, and not a "
             "Weighting or Objective: a class of lit_ddpm such as KLWeighting, or an import path such as "
             f"mine.MyWeighting{reason}."
@@ -128,7 +129,7 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
         checkpoint = RunDirectory(model).best_or_last_checkpoint() if model.is_dir() else model
         run = RunDirectory.of_checkpoint(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
         if run is None:
-            raise ValueError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
+            raise InputError(f"model = {model} is neither a run directory with a checkpoint nor a checkpoint in one.")
         config = yaml.safe_load(run.config.read_text())
         with temporary_config({key: config[key] for key in CONFIG_KEYS if key in config}) as file:
             variants.append(_variant(run.path.resolve().name, [f"--config={file}", *overrides], checkpoint))
@@ -138,20 +139,20 @@ def resolve_models(models: Sequence[str | Path], overrides: Sequence[str]) -> li
 def check_variants(variants: Sequence[Variant]) -> None:
     """Raises a ValueError if there are no variants, their names are unfit, or a trained model has other images."""
     if not variants:
-        raise ValueError(
+        raise InputError(
             "there is nothing to compare: name variants with --config and --objectives, or runs with --models."
         )
     names = [variant.name.casefold() for variant in variants]
     for variant in variants:
         if names.count(variant.name.casefold()) > 1:  # some file systems ignore the case
-            raise ValueError(
+            raise InputError(
                 f"two variants have the name {variant.name!r}: rename a class, the file of an overlay or the directory "
                 "of a run, since its name is that of the variant."
             )
         if not variant.name.strip("."):
-            raise ValueError(f"{variant.name!r} is not usable as the name of a variant's folder: rename its file.")
+            raise InputError(f"{variant.name!r} is not usable as the name of a variant's folder: rename its file.")
         if variant.checkpoint is not None and _dataset(variant) != _dataset(variants[0]):
-            raise ValueError(
+            raise InputError(
                 f"the data of {variant.name} and {variants[0].name} differ: trained models are compared on the same "
                 "images only. Set --data for all."
             )
@@ -168,5 +169,5 @@ def _dataset(variant: Variant) -> Any:
 def _variant(name: str, args: list[str], checkpoint: Path | None = None) -> Variant:
     cli = DDPMCLI.without_command(args)
     if not isinstance(cli.model, DDPM):
-        raise ValueError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
+        raise InputError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
     return Variant(name, yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), checkpoint)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.base import SPLITS
 
 Array = str | Path | Tensor | NDArray[Any]
@@ -39,7 +40,7 @@ class ArrayReader:
             return {"train": self._array(source, setting)}
         unknown = [name for name in source if name not in SPLITS]
         if unknown or "train" not in source:
-            raise ValueError(
+            raise InputError(
                 f"{setting} has the splits {', '.join(source)}: they must be train and, if there are any, val and test."
             )
         return {SPLITS[name]: self._array(array, f"{setting}.{name}") for name, array in source.items()}
@@ -54,7 +55,7 @@ class ArrayReader:
         arrays = self._files[path]
         if name not in arrays and (name is not None or len(arrays) > 1):
             names = ", ".join(map(str, arrays))
-            raise ValueError(
+            raise InputError(
                 f"{setting} = {source} must name one of the arrays of the file, as in {path}:NAME: {names}."
             )
         return _as_tensor(arrays[name] if name in arrays else next(iter(arrays.values())), setting)
@@ -79,7 +80,7 @@ def _as_tensor(array: Tensor | NDArray[Any], setting: str) -> Tensor:
     try:
         return torch.from_numpy(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
     except TypeError:
-        raise ValueError(f"{setting} is an array of {array.dtype}: it must be of numbers.") from None
+        raise InputError(f"{setting} is an array of {array.dtype}: it must be of numbers.") from None
 
 
 def _path_and_name(source: str) -> tuple[Path, str | None]:
@@ -93,17 +94,17 @@ def _path_and_name(source: str) -> tuple[Path, str | None]:
 def _read(path: Path, setting: str) -> dict[str | None, Any]:
     """Returns the arrays of a file by name; the only one of a file without names is called None."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{setting} = {path} must be a file of the format {', '.join(SUFFIXES)}.")
+        raise InputError(f"{setting} = {path} must be a file of the format {', '.join(SUFFIXES)}.")
     if not path.is_file():
-        raise ValueError(f"{setting} = {path} does not exist.")
+        raise InputError(f"{setting} = {path} does not exist.")
     try:
         content = _load(path)
     except Exception as error:  # of many kinds, from three libraries
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{setting} = {path} is damaged, or does not load safely ({reason}).") from None
+        raise InputError(f"{setting} = {path} is damaged, or does not load safely ({reason}).") from None
     arrays = dict(content) if isinstance(content, Mapping) else {None: content}
     if not arrays or not all(isinstance(array, Tensor | np.ndarray) for array in arrays.values()):
-        raise ValueError(f"{setting} = {path} must contain an array, or a dict of arrays by name.")
+        raise InputError(f"{setting} = {path} must contain an array, or a dict of arrays by name.")
     return arrays
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.array_files import ArrayReader, Arrays, file_identity
 from lit_ddpm.data.base import Batch, ImageDataModule, ImageTensors, hides_progress, rows_of_missing_splits
 from lit_ddpm.data.pixels import TYPE_LEVELS, Standardization, level_dtype, take
@@ -48,7 +49,7 @@ class ArrayRows(ImageTensors):
             if not bool(good.all()):
                 row, value = int(rows[~good.flatten(1).all(1)][0]), take(values, ~good)[0].item()
                 allowed = "finite" if levels is None else f"0 to {levels - 1}, one of the {levels} levels"
-                raise ValueError(f"row {row} of {name} has the value {value}: it must be {allowed}.")
+                raise InputError(f"row {row} of {name} has the value {value}: it must be {allowed}.")
 
     def chunks(self, array: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields numbers ``[B]`` of the rows and their values in an array ``[B, C, ...]``, with a progress bar."""
@@ -153,7 +154,7 @@ class ArrayDataModule(ImageDataModule):
             levels = levels or LEVELS.get(array.dtype, 0)
             fits = 2 <= levels <= 65_536 and not array.is_complex()
         if not fits:
-            raise ValueError(
+            raise InputError(
                 f"levels = {self.integer_levels} of ArrayDataModule does not fit data of {array.dtype}: it must be "
                 "None for real values, and 2 to 65536 for integers."
             )
@@ -165,9 +166,9 @@ def _check_shapes(arrays: Mapping[str, Tensor], setting: str) -> None:
     for name, array in arrays.items():
         first = arrays["train"]
         if array.ndim < 2 or len(array) == 0:
-            raise ValueError(f"{setting}.{name} has the shape {list(array.shape)}: it must be [N, C, ...].")
+            raise InputError(f"{setting}.{name} has the shape {list(array.shape)}: it must be [N, C, ...].")
         if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
-            raise ValueError(
+            raise InputError(
                 f"{setting}.{name} has rows of {list(array.shape[1:])} and {array.dtype}: they must be as in "
                 f"{setting}.train, {list(first.shape[1:])} and {first.dtype}."
             )
@@ -178,7 +179,7 @@ def _check_lengths(arrays: Mapping[str, Tensor], data: Mapping[str, Tensor], set
     for name in {**data, **arrays}:
         rows, needed = len(arrays.get(name, ())), len(data.get(name, ()))
         if rows != needed:
-            raise ValueError(
+            raise InputError(
                 f"{setting}.{name} has {rows:,} rows: it must have one for each of the {needed:,} of data.{name}."
             )
 
@@ -186,7 +187,7 @@ def _check_lengths(arrays: Mapping[str, Tensor], data: Mapping[str, Tensor], set
 def _num_classes(labels: Mapping[str, Tensor]) -> int:
     for name, array in labels.items():
         if array.is_floating_point() or array.is_complex() or array.ndim != 1 or int(array.long().min()) < -1:
-            raise ValueError(f"labels.{name} must be integers [N] from 0 on, or -1 for a row without a label.")
+            raise InputError(f"labels.{name} must be integers [N] from 0 on, or -1 for a row without a label.")
     return max(1, *(int(array.long().max()) + 1 for array in labels.values()))
 
 
@@ -202,7 +203,7 @@ def _standardization_of(train: ArrayRows) -> Standardization:
     mean, std = shift[:, 0] + total / count, (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
     if not bool((std > 0).all()):
         channel = int((std == 0).nonzero()[0])
-        raise ValueError(f"channel {channel} of data has the value {mean[channel]:g} in all training rows: remove it.")
+        raise InputError(f"channel {channel} of data has the value {mean[channel]:g} in all training rows: remove it.")
     listed = [", ".join(f"{x:.4g}" for x in values.tolist()) for values in (mean, std)]
     rank_zero_info(
         f"Values are standardized by channel with the mean {listed[0]} and the standard deviation {listed[1]} of the "

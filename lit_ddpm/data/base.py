@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.random import keyed_generator, training_seed
 from lit_ddpm.data.loader import EpochSampler, Progress, ResumableLoader
@@ -118,12 +118,12 @@ class ImageDataModule(LightningDataModule):
         splits = self.splits()
         for name, images in splits.items():
             if len(images) == 0:
-                raise ValueError(f"the {name} split of {type(self).__name__} is empty.")
+                raise InputError(f"the {name} split of {type(self).__name__} is empty.")
             labels = getattr(images, "labels", None)  # a user's own dataset may read them with the images
             if self.num_classes is not None and labels is not None:
                 least, most = int(labels.min()), int(labels.max())
                 if least < -1 or most >= self.num_classes:
-                    raise ValueError(
+                    raise InputError(
                         f"the {name} split of {type(self).__name__} has labels {least} to {most}; with num_classes = "
                         f"{self.num_classes} they must be 0 to {self.num_classes - 1}, or -1 without a label."
                     )
@@ -141,7 +141,7 @@ class ImageDataModule(LightningDataModule):
         """
         images, (replicas, rank) = self._splits["train"], self._replicas()
         if len(images) < self.batch_size * replicas:
-            raise ValueError(
+            raise InputError(
                 f"batch_size = {self.batch_size} on {replicas} rank(s) is more than the {len(images)} training images."
             )
         sampler = EpochSampler(images, num_replicas=replicas, rank=rank, shuffle=True, seed=training_seed())
@@ -238,7 +238,7 @@ def split_rows(count: int, sizes: dict[str, int], seed: int) -> dict[str, list[i
     """Splits ``range(count)`` at random, as a function of the seed, into the sizes given; the rest is ``train``."""
     if sum(sizes.values()) >= count or min(sizes.values()) < 1:
         wanted = ", ".join(f"{name}_size = {size}" for name, size in sizes.items())
-        raise ValueError(f"{wanted} must each be at least 1 and leave at least one of the {count} images for training.")
+        raise InputError(f"{wanted} must each be at least 1 and leave at least one of the {count} images for training.")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     parts = torch.split(order, [*sizes.values(), count - sum(sizes.values())])
     return {name: rows.tolist() for name, rows in zip([*sizes, "train"], parts, strict=True)}

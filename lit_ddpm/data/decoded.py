@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm.data.base import Batch, ImageDataModule, Images, ImageTensors, rows_of_missing_splits
 from lit_ddpm.data.decoded_images import DecodedImages, IntactImages, some_of
 from lit_ddpm.data.image_modes import Decoding, Headers, check_background
@@ -63,7 +63,7 @@ class DecodedDataModule(ImageDataModule):
     ) -> None:
         super().__init__(num_workers=0 if in_memory else num_workers, **settings)
         if channels not in (None, 1, 3):
-            raise ValueError(f"channels = {channels} of {type(self).__name__} must be 1 (grayscale) or 3 (color).")
+            raise InputError(f"channels = {channels} of {type(self).__name__} must be 1 (grayscale) or 3 (color).")
         check_at_least(self, 1, image_size=image_size)
         check_background(self, background)
         self.channels = channels
@@ -113,10 +113,10 @@ class DecodedDataModule(ImageDataModule):
             )
             checked[split] = _without_damaged(split, images, intact, damaged)
         if not headers.sizes:
-            raise ValueError(f"{type(self).__name__} has no images.")
+            raise InputError(f"{type(self).__name__} has no images.")
         self.levels = levels = headers.common_levels()
         if levels > 256 and self.channels == 3:
-            raise ValueError(f"channels = 3 of {type(self).__name__} must be 1: the images are 16-bit grayscale.")
+            raise InputError(f"channels = 3 of {type(self).__name__} must be 1: the images are 16-bit grayscale.")
         decoding = replace(self.decoding, channels=1 if levels > 256 else self.decoding.channels, levels=levels)
         self.image_shape = (decoding.channels, *headers.common_size(decoding.image_size))
         if conversions := headers.describe_conversions():
@@ -140,7 +140,7 @@ def _without_damaged(split: str, images: DecodedImages, intact: NDArray[np.bool_
         return images
     names = [images.name(row) for row in images.rows[~intact]]
     if not intact.any():
-        raise ValueError(f"all {len(images):,} images of the {split} split are damaged: {some_of(names)}.")
+        raise InputError(f"all {len(images):,} images of the {split} split are damaged: {some_of(names)}.")
     damaged.extend(names)
     return images.subset(intact)
 

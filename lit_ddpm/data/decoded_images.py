@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.base import Batch, Images, hides_progress
 from lit_ddpm.data.image_modes import DamagedImageError, Decoding, Header, named, read_header
 
@@ -140,7 +141,7 @@ class IntactImages(Images):
                 return candidate, self.images.read(candidate)
             except DamagedImageError:
                 self.damaged[candidate] = True
-        raise ValueError(f"all {len(self):,} images of a split are damaged: {some_of(self.newly_damaged())}.")
+        raise InputError(f"all {len(self):,} images of a split are damaged: {some_of(self.newly_damaged())}.")
 
 
 def some_of(names: Sequence[str]) -> str:

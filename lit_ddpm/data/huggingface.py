@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm.data.base import SPLITS
 from lit_ddpm.data.decoded import DecodedDataModule
@@ -97,7 +98,7 @@ class HuggingFaceDataModule(DecodedDataModule):
                 loaded = datasets.load_dataset(self.path, **{key: x for key, x in options.items() if x is not None})
         except Exception as error:  # of many kinds, from files and from the network
             reason = " ".join(str(error).split())
-            raise ValueError(
+            raise InputError(
                 f"path = {self.path} is neither a dataset directory nor a dataset on the Hub ({reason})."
             ) from None
         found = self._splits_of(loaded) if isinstance(loaded, dict) else {"train": loaded}
@@ -105,7 +106,7 @@ class HuggingFaceDataModule(DecodedDataModule):
         for split, rows in found.items():
             self._check_column(rows, "image_column", self.image_column)
             if not isinstance(rows.features[self.image_column], datasets.Image):
-                raise ValueError(
+                raise InputError(
                     f"image_column = {self.image_column!r} of {self.path} has no images in {split}, but "
                     f"{rows.features[self.image_column]}."
                 )
@@ -131,10 +132,10 @@ class HuggingFaceDataModule(DecodedDataModule):
             column = rows[self.label_column][:] if self.label_column in rows.column_names else [None] * len(rows)
             values = np.array([-1 if label is None else label for label in column])
             if values.dtype.kind not in "iub":
-                raise ValueError(f"label_column = {self.label_column!r} of {self.path} must have integers in {split}.")
+                raise InputError(f"label_column = {self.label_column!r} of {self.path} must have integers in {split}.")
             labels[split] = torch.from_numpy(values.astype(np.int64))
         if not bool((labels["train"] >= 0).any()):
-            raise ValueError(f"label_column = {self.label_column!r} of {self.path} has no label in train.")
+            raise InputError(f"label_column = {self.label_column!r} of {self.path} has no label in train.")
         names = getattr(found["train"].features[self.label_column], "names", None)
         self.num_classes = len(names) if names else int(torch.cat(list(labels.values())).max()) + 1
         return labels
@@ -142,14 +143,14 @@ class HuggingFaceDataModule(DecodedDataModule):
     def _check_column(self, rows: Any, setting: str, column: str) -> None:
         if column not in rows.column_names:
             columns = ", ".join(rows.column_names)
-            raise ValueError(f"{setting} = {column!r} is not a column of {self.path}: it has {columns}.")
+            raise InputError(f"{setting} = {column!r} is not a column of {self.path}: it has {columns}.")
 
     def _splits_of(self, loaded: dict[str, Any]) -> dict[str, Any]:
         """Returns the dataset of each split; the chosen one as ``train``."""
         if self.split is not None:
             if self.split not in loaded:
-                raise ValueError(f"split = {self.split!r} is not in {self.path}: it has {', '.join(loaded)}.")
+                raise InputError(f"split = {self.split!r} is not in {self.path}: it has {', '.join(loaded)}.")
             return {"train": loaded[self.split]}
         if "train" not in loaded:
-            raise ValueError(f"{self.path} has no split train, but {', '.join(loaded)}: set split.")
+            raise InputError(f"{self.path} has no split train, but {', '.join(loaded)}: set split.")
         return {SPLITS[name]: rows for name, rows in loaded.items() if name in SPLITS}

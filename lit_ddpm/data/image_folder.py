@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.base import SPLITS
 from lit_ddpm.data.decoded import DecodedDataModule
 from lit_ddpm.data.decoded_images import DecodedImages
@@ -65,17 +66,17 @@ class ImageFolderDataModule(DecodedDataModule):
     @override
     def find(self) -> dict[str, ImageFiles]:
         if not self.root.is_dir():
-            raise ValueError(f"root = {self.root} of ImageFolderDataModule is not a folder.")
+            raise InputError(f"root = {self.root} of ImageFolderDataModule is not a folder.")
         found: dict[str, list[tuple[str, str]]] = {}
         for split, folder in self._split_folders().items():
             found[split] = list(_images_in(folder))
             if not found[split]:
-                raise ValueError(f"root = {folder} of ImageFolderDataModule has no images ({', '.join(EXTENSIONS)}).")
+                raise InputError(f"root = {folder} of ImageFolderDataModule has no images ({', '.join(EXTENSIONS)}).")
         images = [image for split in found.values() for image in split]
         self.classes = sorted({name for _, name in images})
         if "" in self.classes and len(self.classes) > 1:
             stray = next(Path(path) for path, name in images if not name)
-            raise ValueError(f"{stray} is next to the folder {self.classes[1]}, which is a class: move one of them.")
+            raise InputError(f"{stray} is next to the folder {self.classes[1]}, which is a class: move one of them.")
         self.num_classes = len(self.classes) if "" not in self.classes else None
         labels = {name: label for label, name in enumerate(self.classes)}
         return {
@@ -99,7 +100,7 @@ class ImageFolderDataModule(DecodedDataModule):
             return {"train": self.root}
         names = ", ".join(path.name for path in folders)
         if len(splits) < len(folders) or "train" not in splits:
-            raise ValueError(
+            raise InputError(
                 f"root = {self.root} of ImageFolderDataModule has the folders {names}: either all are splits (train, "
                 "val, test; at least train), or none is."
             )

@@ -13,6 +13,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.pixels import level_dtype
 
 CONVERTED = {
@@ -39,11 +40,11 @@ SIDEWAYS = (5, 6, 7, 8)  # its values for images that are turned by 90 degrees
 WIDTH, HEIGHT, PHOTOMETRIC = 256, 257, 262  # TIFF tags
 
 
-class UnusableImageError(ValueError):
+class UnusableImageError(InputError):
     """An image of a kind that is not used, although it is intact; the message follows the name of the image."""
 
 
-class DamagedImageError(ValueError):
+class DamagedImageError(InputError):
     """A damaged image; the message names it."""
 
 
@@ -58,7 +59,7 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except UnusableImageError as error:
-        raise ValueError(f"{name} {error}: convert or remove it.") from None
+        raise InputError(f"{name} {error}: convert or remove it.") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DamagedImageError(f"{name} is damaged ({error}): remove it.") from None
 
@@ -91,7 +92,7 @@ class Headers:
     def common_levels(self) -> int:
         """Returns the levels of all images; raises a ValueError if they differ."""
         if len(self.levels) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.levels[65_536]} is 16-bit grayscale and {self.levels[256]} is not: convert one of them."
             )
         return next(iter(self.levels))
@@ -102,7 +103,7 @@ class Headers:
             return image_size, image_size
         if len(self.sizes) > 1:
             ((height, width), first), ((other_height, other_width), second) = self.sizes.items()
-            raise ValueError(
+            raise InputError(
                 f"image_size = None needs images of one size, but {first} has {width}x{height} pixels and {second} "
                 f"has {other_width}x{other_height}: set image_size."
             )
@@ -142,7 +143,7 @@ def check_background(owner: object, background: str) -> None:
     try:
         ImageColor.getrgb(background)
     except ValueError:
-        raise ValueError(
+        raise InputError(
             f"background = {background!r} of {type(owner).__name__} must be a color, such as white or '#808080'."
         ) from None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.device import to_device
 
 TYPE_LEVELS = {torch.uint8: 256, torch.uint16: 65_536}
@@ -23,7 +24,7 @@ def to_levels(images: Tensor, num_levels: int = 256) -> Tensor:
         ValueError: If a value is NaN or infinite.
     """
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("images must be finite to be converted to pixel levels; these contain NaN or infinity.")
+        raise InputError("images must be finite to be converted to pixel levels; these contain NaN or infinity.")
     level = ((images.float().clamp(-1, 1) + 1) * ((num_levels - 1) / 2)).round()
     return level.to(level_dtype(num_levels))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_one_of
+from lit_ddpm._internal.checks import InputError, check_one_of
 from lit_ddpm.data.base import ImageDataModule, ImageTensors, split_rows
 
 Dataset = Literal["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"]
@@ -70,7 +70,7 @@ class TorchvisionDataModule(ImageDataModule):
             found = getattr(datasets, self.dataset)(self.root, train=train, download=download)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(
+            raise InputError(
                 f"{self.dataset} is missing or damaged in root = {self.root}, and was not downloaded ({reason}): set "
                 "root to a folder that contains torchvision's files."
             ) from None

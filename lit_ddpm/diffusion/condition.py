@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm._internal.config import Configurable
 
 
@@ -37,7 +37,7 @@ class LowResolution(Condition):
     def __call__(self, x_0: Tensor) -> Tensor:
         size = [length // self.factor for length in x_0.shape[2:]]
         if min(size, default=0) < 1:
-            raise ValueError(
+            raise InputError(
                 f"factor = {self.factor} of LowResolution is too large for images of {list(x_0.shape[1:])}."
             )
         return F.interpolate(x_0, size, mode="area")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.gaussian import Gaussian, to_float64
 
@@ -23,7 +24,7 @@ class Decoder(Configurable, ABC):
     def check(self, x_0: Tensor) -> None:
         """Raises a ValueError if `x_0` is outside the support of this decoder: here, if it is not finite."""
         if not bool(torch.isfinite(x_0).all()):
-            raise ValueError("images must be finite; these contain NaN or infinity.")
+            raise InputError("images must be finite; these contain NaN or infinity.")
 
 
 @dataclass(eq=False)
@@ -49,7 +50,7 @@ class DiscretizedGaussian(Decoder):
     def __post_init__(self) -> None:
         """Checks the number of levels."""
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
-            raise ValueError(f"levels = {self.levels!r}: a DiscretizedGaussian needs an integer of at least 2.")
+            raise InputError(f"levels = {self.levels!r}: a DiscretizedGaussian needs an integer of at least 2.")
 
     @override
     def log_prob(self, x_0: Tensor, p: Gaussian) -> Tensor:
@@ -69,12 +70,12 @@ class DiscretizedGaussian(Decoder):
         super().check(x_0)
         low, high = float(x_0.min()), float(x_0.max())
         if low < -1 or high > 1:
-            raise ValueError(f"images must lie in [-1, 1] for {self}; their range is {low:g} to {high:g}.")
+            raise InputError(f"images must lie in [-1, 1] for {self}; their range is {low:g} to {high:g}.")
         position = (to_float64(x_0) + 1) / 2 * (self.levels - 1)
         distance = (position - position.round()).abs()
         if float(distance.max()) > 1e-2:
             value = float(x_0.flatten()[int(distance.argmax())])
-            raise ValueError(
+            raise InputError(
                 f"images must lie on the grid of levels = {self.levels} values in [-1, 1], and {value:.6g} is not one "
                 "of them: set the decoder's levels to the data's, or use GaussianDecoder (nats, no bits per dimension)."
             )

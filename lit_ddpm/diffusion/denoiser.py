@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_ddpm._internal.checks import check_one_of
+from lit_ddpm._internal.checks import InputError, check_one_of
 from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm.diffusion.gaussian import Gaussian, posterior_coefficients, q_marginal
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
         super().__init__()
         check_one_of("Denoiser", get_args(Variance), variance=variance)
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
-            raise ValueError(
+            raise InputError(
                 f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: "
                 "x_T contains no signal to estimate x_0 from; use VParametrization or X0Parametrization."
             )
@@ -102,7 +102,7 @@ class Denoiser(nn.Module):
         """
         if x0_mse.shape != (self.schedule.num_steps,):
             needed = f"one value for each t = 1..T, {self.schedule.num_steps}"
-            raise ValueError(f"x0_mse must have {needed}, not {list(x0_mse.shape)}.")
+            raise InputError(f"x0_mse must have {needed}, not {list(x0_mse.shape)}.")
         self.x0_mse = x0_mse.detach().cpu().double()
 
     @property
@@ -155,7 +155,7 @@ class Denoiser(nn.Module):
         """
         variance = variance or self.variance
         if variance == "analytic" and self.x0_mse is None:
-            raise ValueError(
+            raise InputError(
                 "variance = 'analytic' needs the x0-MSE of validation images, which a fit measures: load a checkpoint "
                 "of a fit with validations and this schedule, or set x0_mse of the denoiser."
             )
@@ -194,7 +194,7 @@ class Denoiser(nn.Module):
             # Interpolated in -log SNR, which increases; without signal it is infinite.
             knots, x = (-log_snr_of(bar[1:]).clamp(min=-100) for bar in (found, own))
             if x[0] < knots[0] - RANGE_TOLERANCE or x[-1] > knots[-1] + RANGE_TOLERANCE:
-                raise ValueError(
+                raise InputError(
                     f"{self.schedule} has a log SNR of {-x[0]:g} to {-x[-1]:g}, but the network was trained on "
                     f"{-knots[0]:g} to {-knots[-1]:g}: change the ends of the schedule, or train again."
                 )
@@ -218,7 +218,7 @@ class Denoiser(nn.Module):
         output: Tensor = self.network(x.to(weight.dtype), time, **cond)
         expected = [len(x_t), self.outputs * x_t.shape[1], *x_t.shape[2:]] if x_t.ndim > 1 else [len(x_t)]
         if list(output.shape) != expected:
-            raise ValueError(
+            raise InputError(
                 f"the network returned {list(output.shape)} for images of {list(x_t.shape)}: check its out_channels. "
                 f"{type(self.parametrization).__name__} with variance={self.variance!r} needs {expected}."
             )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import read_arrays, write_arrays
 from lit_ddpm._internal.interpolation import interpolate
 from lit_ddpm._internal.random import reseed
@@ -174,7 +175,7 @@ def gradient_statistics(
     denoiser.train(training)
     total = sum(counts)
     if total < 2:
-        raise ValueError(f"gradients need at least two batches of images, not {total}: set a smaller batch_size.")
+        raise InputError(f"gradients need at least two batches of images, not {total}: set a smaller batch_size.")
     products = (sums[0] @ sums[1].T).cpu().double()
     norms = torch.linalg.vecdot(sums, sums).cpu().double().sum(0)
     inner = products / (counts[0] * counts[1])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.device import to_device
 from lit_ddpm.diffusion.denoiser import Denoiser, Estimate
 
@@ -26,7 +27,7 @@ class Guidance:
     def __post_init__(self) -> None:
         """Checks the settings."""
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout} of Guidance must be in [0, 1).")
+            raise InputError(f"dropout = {self.dropout} of Guidance must be in [0, 1).")
 
     def check(self, denoiser: Denoiser) -> None:
         """Raises a ValueError if a setting is used and the network of a denoiser has no labels, or not "no label"."""
@@ -82,7 +83,7 @@ def _no_label(denoiser: Denoiser, setting: str) -> int:
     """Returns the label that means "no label"; raises a ValueError for a network without it."""
     spec, needs = denoiser.network_spec, f"{setting} of Guidance needs a"
     if spec.num_classes is None:
-        raise ValueError(f"{needs} class-conditional network: num_classes of {spec.name} is None.")
+        raise InputError(f"{needs} class-conditional network: num_classes of {spec.name} is None.")
     if spec.no_label is None:
-        raise ValueError(f'{needs} network with "no label": no_label of {spec.name} is False.')
+        raise InputError(f'{needs} network with "no label": no_label of {spec.name} is False.')
     return spec.no_label

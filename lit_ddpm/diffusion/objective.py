@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_positive
+from lit_ddpm._internal.checks import InputError, check_positive
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm._internal.device import to_device
 from lit_ddpm.diffusion.decoder import Decoder
@@ -71,7 +71,7 @@ class PosteriorKL(Objective):
         rows = to_device((pred.t == 1).nonzero().flatten(), x_0.device)
         if len(rows) > 0:
             if self.decoder is None:
-                raise ValueError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
+                raise InputError("PosteriorKL has no KL at t = 1: give it a decoder, such as DiscretizedGaussian(256).")
             position = position[rows] if position is not None else None
             p = denoiser.p_given_x0_hat(x_t[rows], x0_hat[rows], 1, log_variance_position=position, variance=variance)
             nll = -self.decoder.log_prob(x_0[rows], p)
@@ -90,7 +90,7 @@ class _MeanObjective(Objective):
     def check(self, denoiser: Denoiser) -> None:
         if denoiser.variance == "learned":
             name = type(self).__name__
-            raise ValueError(f"variance = 'learned' is not trained by {name}: use PosteriorKL or HybridObjective.")
+            raise InputError(f"variance = 'learned' is not trained by {name}: use PosteriorKL or HybridObjective.")
 
 
 @dataclass(eq=False)
@@ -138,7 +138,7 @@ class HybridObjective(Objective):
         """Checks the settings."""
         check_positive(self, weight=self.weight)
         if isinstance(self.simple, PosteriorKL | HybridObjective):
-            raise ValueError(
+            raise InputError(
                 f"simple = {type(self.simple).__name__} of HybridObjective trains the variance too: use an objective "
                 "of the mean, such as PredictionMSE or X0MSE, or PosteriorKL alone."
             )
@@ -153,7 +153,7 @@ class HybridObjective(Objective):
     @override
     def check(self, denoiser: Denoiser) -> None:
         if denoiser.variance != "learned":
-            raise ValueError(f"HybridObjective trains a variance: set variance to learned, not {denoiser.variance!r}.")
+            raise InputError(f"HybridObjective trains a variance: set variance to learned, not {denoiser.variance!r}.")
 
     @override
     def with_decoder(self, decoder: Decoder) -> Objective:
@@ -167,15 +167,15 @@ def check_training(denoiser: Denoiser, objective: Objective, timesteps: Timestep
         return
     name, schedule = type(timesteps).__name__, denoiser.schedule
     if (time := denoiser.network_spec.time) != "log_snr":
-        raise ValueError(f"timesteps = {name} draws real numbers: set time of the network to log_snr, not {time!r}.")
+        raise InputError(f"timesteps = {name} draws real numbers: set time of the network to log_snr, not {time!r}.")
     for part in (objective, denoiser.parametrization):
         if part.stepwise:
-            raise ValueError(
+            raise InputError(
                 f"timesteps = {name} does not fit {type(part).__name__}, which is defined by single steps: in "
                 "continuous time the objective of the bound is X0MSE with KLWeighting."
             )
     if schedule.alpha_bar(schedule.num_steps) == 0:
-        raise ValueError(f"timesteps = {name} needs a schedule with SNR(T) > 0, not {schedule}.")
+        raise InputError(f"timesteps = {name} needs a schedule with SNR(T) > 0, not {schedule}.")
 
 
 class TrainingLoss(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm._internal.device import page_locked, to_device
 from lit_ddpm._internal.random import keyed_generator
@@ -56,7 +56,7 @@ class Sampler(Configurable, ABC):
         T = schedule.num_steps
         num_steps = T if self.num_steps is None else self.num_steps
         if num_steps > T:
-            raise ValueError(f"num_steps = {num_steps} of {type(self).__name__} must be at most the schedule's {T}.")
+            raise InputError(f"num_steps = {num_steps} of {type(self).__name__} must be at most the schedule's {T}.")
         grid = torch.linspace(T, 0, num_steps + 1, dtype=torch.float64)
         return [int(t) for t in grid.round()]
 
@@ -134,7 +134,7 @@ class DDIMSampler(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta = {self.eta} of DDIMSampler must be in [0, 1].")
+            raise InputError(f"eta = {self.eta} of DDIMSampler must be in [0, 1].")
 
     @override
     def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, generator: torch.Generator, **cond: Any) -> Tensor:

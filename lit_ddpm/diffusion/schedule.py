@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm._internal.device import to_device
 from lit_ddpm._internal.interpolation import interpolate
@@ -92,14 +93,14 @@ class Schedule(Configurable, ABC):
     def __post_init__(self) -> None:
         """Builds and checks the table of log(alpha_bar), from which all others follow."""
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 2:
-            raise ValueError(f"num_steps = {self.num_steps!r}: a schedule needs an integer of at least 2.")
+            raise InputError(f"num_steps = {self.num_steps!r}: a schedule needs an integer of at least 2.")
         betas = self.betas().detach().to("cpu", torch.float64)
         if betas.shape != (self.num_steps,):
-            raise ValueError(f"{self}: betas() must have shape ({self.num_steps},), not {tuple(betas.shape)}.")
+            raise InputError(f"{self}: betas() must have shape ({self.num_steps},), not {tuple(betas.shape)}.")
         outside = ~((betas > 0) & (betas <= 1))  # in this form NaN counts as outside
         if outside.any():
             t = int(outside.nonzero()[0]) + 1
-            raise ValueError(f"{self}: beta({t}) = {float(betas[t - 1]):g}, but every beta must be in (0, 1].")
+            raise InputError(f"{self}: beta({t}) = {float(betas[t - 1]):g}, but every beta must be in (0, 1].")
         # Sums of logarithms keep 1 - alpha_bar and the KL weight exact where products of alphas would not.
         log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
         if self.zero_terminal_snr:
@@ -171,7 +172,7 @@ class Schedule(Configurable, ABC):
         value = -log_snr.detach().to("cpu", torch.float64)
         slack = 1e-5 * (1 + value.abs())  # float32 rounding
         if bool(((value < table[0] - slack) | (value > table[-1] + slack)).any()):
-            raise ValueError(
+            raise InputError(
                 f"log SNR = {float(log_snr.min()):g} to {float(log_snr.max()):g} is outside {self}, whose range is "
                 f"{-float(table[0]):g} to {-float(table[-1]):g}."
             )

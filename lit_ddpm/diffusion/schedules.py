@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.diffusion.schedule import Schedule
 
 
@@ -84,7 +85,7 @@ class SigmoidSchedule(Schedule):
     @override
     def __post_init__(self) -> None:
         if not (self.start < self.end and self.temperature > 0):
-            raise ValueError(f"{self}: start must be less than end, and temperature positive.")
+            raise InputError(f"{self}: start must be less than end, and temperature positive.")
         super().__post_init__()
 
     @override
@@ -112,7 +113,7 @@ class LogSNRSchedule(Schedule):
     @override
     def __post_init__(self) -> None:
         if not self.log_snr_end < self.log_snr_start:
-            raise ValueError(f"{self}: log_snr_end must be less than log_snr_start.")
+            raise InputError(f"{self}: log_snr_end must be less than log_snr_start.")
         super().__post_init__()
 
     @override

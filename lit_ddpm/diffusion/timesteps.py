@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm._internal.config import Configurable
 
 
@@ -53,7 +53,7 @@ def _strata(batch_size: int, generator: Generator | None) -> Tensor:
 
 def _check_share(owner: TimestepSampler, uniform_share: float) -> None:
     if not 0 < uniform_share <= 1:
-        raise ValueError(f"uniform_share = {uniform_share} of {type(owner).__name__} must be in (0, 1].")
+        raise InputError(f"uniform_share = {uniform_share} of {type(owner).__name__} must be in (0, 1].")
 
 
 @dataclass(eq=False)
@@ -163,7 +163,7 @@ class AdaptiveTimesteps(TimestepSampler):
         check_at_least(self, 1, num_blocks=self.num_blocks)
         _check_share(self, self.uniform_share)
         if not 0 <= self.decay < 1:
-            raise ValueError(f"decay = {self.decay} of AdaptiveTimesteps must be in [0, 1).")
+            raise InputError(f"decay = {self.decay} of AdaptiveTimesteps must be in [0, 1).")
         self.reset()
 
     @override

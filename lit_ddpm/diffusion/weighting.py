@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_positive
+from lit_ddpm._internal.checks import InputError, check_positive
 from lit_ddpm._internal.config import Configurable
 from lit_ddpm.diffusion.denoiser import Denoiser
 from lit_ddpm.diffusion.gaussian import posterior_coefficients
@@ -109,7 +109,7 @@ class P2Weighting(Weighting):
         """Checks the settings."""
         check_positive(self, k=self.k)
         if not self.gamma >= 0:
-            raise ValueError(f"gamma = {self.gamma} of P2Weighting must not be negative.")
+            raise InputError(f"gamma = {self.gamma} of P2Weighting must not be negative.")
 
     @override
     def __call__(self, denoiser: Denoiser, t: Tensor) -> Tensor:

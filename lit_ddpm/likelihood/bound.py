@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import write_arrays
 from lit_ddpm.diffusion.variance import smooth_x0_mse
 from lit_ddpm.likelihood.flow import Likelihood
@@ -93,9 +94,9 @@ class Bound:
         for name in SHARED:
             if getattr(self, name) != getattr(other, name):
                 values = f"{getattr(self, name)} and {getattr(other, name)}"
-                raise ValueError(f"bounds with {name} = {values} cannot be added.")
+                raise InputError(f"bounds with {name} = {values} cannot be added.")
         if self.columns.keys() != other.columns.keys() or not torch.equal(self.kl_weight, other.kl_weight):
-            raise ValueError("bounds of other schedules or with other columns cannot be added.")
+            raise InputError("bounds of other schedules or with other columns cannot be added.")
         rows: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ROWS}
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
         columns = {name: torch.cat([values, other.columns[name]]) for name, values in self.columns.items()}

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm._internal.random import image_generators
 from lit_ddpm.diffusion.decoder import Decoder, GaussianDecoder
@@ -48,14 +49,14 @@ def check_flow(denoiser: Denoiser) -> None:
     """Raises a ValueError if a denoiser has no probability-flow ODE, or the package of the solver is missing."""
     schedule, parametrization = denoiser.schedule, denoiser.parametrization
     if (time := denoiser.network_spec.time) != "log_snr":
-        raise ValueError(
+        raise InputError(
             f"the exact likelihood needs a network of continuous time, time = 'log_snr', and time = {time!r} "
             "is defined at single timesteps: train with time = 'log_snr'."
         )
     if parametrization.stepwise:
-        raise ValueError(f"the exact likelihood needs continuous time, and {type(parametrization).__name__} has steps.")
+        raise InputError(f"the exact likelihood needs continuous time, and {type(parametrization).__name__} has steps.")
     if schedule.alpha_bar(schedule.num_steps) == 0:
-        raise ValueError(f"the exact likelihood needs a finite range of log SNR, but SNR(T) is zero in {schedule}.")
+        raise InputError(f"the exact likelihood needs a finite range of log SNR, but SNR(T) is zero in {schedule}.")
     _odeint()
 
 

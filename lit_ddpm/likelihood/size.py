@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.random import keyed_generator
 from lit_ddpm.likelihood.bound import Bound
 
@@ -65,7 +66,7 @@ def smallest_size(
     feasible = [calls for calls in numbers if images_for(calls) <= num_available]
     if not feasible:
         least = math.sqrt((images + noise / (num_steps - 1)) / num_available)
-        raise ValueError(
+        raise InputError(
             f"target_se = {target_se:g} is unattainable: all {num_available:,} images of the test split and all "
             f"{num_steps:,} timesteps give about {least:.2g}."
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.device import page_locked, to_device
 from lit_ddpm._internal.random import image_generators
 from lit_ddpm.diffusion.decoder import Decoder
@@ -60,10 +61,10 @@ def variational_bound(
     num_steps = denoiser.schedule.num_steps
     num_calls = num_steps if num_timesteps is None else num_timesteps
     if not 2 <= num_calls <= num_steps:
-        raise ValueError(f"num_timesteps = {num_timesteps} must be in 2..{num_steps}, or None for all T.")
+        raise InputError(f"num_timesteps = {num_timesteps} must be in 2..{num_steps}, or None for all T.")
     decoder.check(x_0)
     if denoiser.clip and (largest := float(x_0.abs().max())) > 1:
-        raise ValueError(f"clip = True needs images in [-1, 1]; these reach {largest:g}: set clip to False.")
+        raise InputError(f"clip = True needs images in [-1, 1]; these reach {largest:g}: set clip to False.")
     generators = image_generators("bound", seed, index, len(x_0))
     num_kl = num_steps - 1
     if second_moment is not None and len(second_moment) != num_kl:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.metrics.features import FeatureExtractor
 
 
@@ -48,7 +49,7 @@ class DigitsFeatures(FeatureExtractor):
     @override
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1:] != (1, 8, 8):
-            raise ValueError(
+            raise InputError(
                 f"DigitsFeatures takes the digits, of shape [1, 8, 8], not images of {list(images.shape[1:])}: use "
                 "another extractor, such as InceptionFeatures."
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import public_path
 
 
@@ -73,7 +74,7 @@ def extract(extractor: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None
         result = extractor(images)
     features, logits = result if isinstance(result, tuple | list) else (result, None)
     if any(x is not None and (x.ndim != 2 or len(x) != len(images)) for x in (features, logits)):
-        raise ValueError(
+        raise InputError(
             f"the extractor {type(extractor).__name__} returned {list(features.shape)} for {len(images)} images; it "
             "must return features [B, D], or a tuple of features and logits [B, K]."
         )

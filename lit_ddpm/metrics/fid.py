@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import atomic_write
 from lit_ddpm._internal.random import key_to_seed
 
@@ -57,7 +58,7 @@ class RealStatistics:
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             reason = f"it cannot be read ({error})"
         if reason is not None:
-            raise ValueError(
+            raise InputError(
                 f"the statistics of real images in {path} do not belong to this data and extractor: {reason}; "
                 "remove the file, or set another cache_dir."
             )

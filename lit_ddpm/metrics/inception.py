@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import sha256_of
 from lit_ddpm.metrics.features import FeatureExtractor
 
@@ -32,7 +33,7 @@ class InceptionFeatures(FeatureExtractor):
     def __init__(self, weights_path: str | None = None, weights_sha256: str = INCEPTION_SHA256) -> None:
         super().__init__()
         if len(weights_sha256) < 8:
-            raise ValueError(f"weights_sha256 = {weights_sha256!r} must be at least eight hexadecimal digits.")
+            raise InputError(f"weights_sha256 = {weights_sha256!r} must be at least eight hexadecimal digits.")
         self.weights_path = weights_path
         self.weights_sha256 = weights_sha256
         published = weights_sha256.startswith(INCEPTION_SHA256)
@@ -44,10 +45,10 @@ class InceptionFeatures(FeatureExtractor):
 
         path = _published_weights() if self.weights_path is None else Path(self.weights_path)
         if not path.is_file():
-            raise ValueError(f"weights_path = {path} of InceptionFeatures does not exist.")
+            raise InputError(f"weights_path = {path} of InceptionFeatures does not exist.")
         digest = sha256_of(path)
         if not digest.startswith(self.weights_sha256):
-            raise ValueError(
+            raise InputError(
                 f"the Inception weights {path} have the SHA-256 {digest[:8]}..., not {self.weights_sha256}: remove the "
                 f"file if it is damaged, or set weights_sha256 to {digest[:8]} to use it."
             )
@@ -55,7 +56,7 @@ class InceptionFeatures(FeatureExtractor):
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity reads it without this check
             network: nn.Module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"the Inception weights {path} are not those of torch-fidelity's Inception-v3: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from None
@@ -64,7 +65,7 @@ class InceptionFeatures(FeatureExtractor):
     @override
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1] not in (1, 3):
-            raise ValueError(f"InceptionFeatures takes images of 1 or 3 channels, not {images.shape[1]}.")
+            raise InputError(f"InceptionFeatures takes images of 1 or 3 channels, not {images.shape[1]}.")
         return super().forward(images.expand(-1, 3, -1, -1))
 
 
@@ -79,7 +80,7 @@ def _published_weights() -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"the Inception weights could not be downloaded ({error}): download {url} elsewhere and put it at "
                 f"{path}, or set weights_path of InceptionFeatures."
             ) from None

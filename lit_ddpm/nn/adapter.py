@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import Configurable
 
 
@@ -53,7 +54,7 @@ class NetworkAdapter(Configurable, nn.Module):
             time = time * self.time_scale
         if self.num_classes is not None and cond.get("label") is None:
             if not self.no_label:
-                raise ValueError(f'label is missing: this {type(self).__name__} has no embedding for "no label".')
+                raise InputError(f'label is missing: this {type(self).__name__} has no embedding for "no label".')
             cond["label"] = torch.full_like(t, self.num_classes, dtype=torch.int64)
         named = {self.label if name == "label" else name: value for name, value in cond.items()}
         result = self.network(x_t, time, **self.arguments, **named)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import constructor_defaults
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm.nn.adapter import NetworkAdapter
@@ -38,8 +39,8 @@ class DiffusersUNet(NetworkAdapter):
         given = DEFAULTS | {"out_channels": options.get("in_channels", 3)} | options
         try:
             unet = _unet_class()(**given, num_class_embeds=None if num_classes is None else num_classes + no_label)
-        except TypeError as error:  # an unknown option
-            raise ValueError(f"options = {options} of DiffusersUNet: {error}.") from None
+        except (TypeError, ValueError) as error:  # refused options
+            raise InputError(f"options = {options} of DiffusersUNet: {error}.") from None
         arguments = {"return_dict": False}
         super().__init__(unet, -1, 1.0, 0, "class_labels", num_classes, arguments, no_label)
         self.options = options
@@ -54,7 +55,7 @@ class DiffusersUNet(NetworkAdapter):
         """
         config: Any = unet.config
         if (kind := config.get("class_embed_type")) is not None:
-            raise ValueError(f"class_embed_type = {kind!r} of the UNet2DModel must be None: labels are numbers.")
+            raise InputError(f"class_embed_type = {kind!r} of the UNet2DModel must be None: labels are numbers.")
         defaults = constructor_defaults(_unet_class()) | DEFAULTS
         options = {name: config[name] for name, default in defaults.items() if config.get(name, default) != default}
         embeddings = options.pop("num_class_embeds", None)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least, check_one_of
+from lit_ddpm._internal.checks import InputError, check_at_least, check_one_of
 from lit_ddpm._internal.config import Configurable
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -66,12 +66,12 @@ class UNet(Configurable, nn.Module):
         )
         check_one_of("UNet", CONVOLUTIONS, dims=dims)
         if not multipliers or min(multipliers) < 1:
-            raise ValueError(f"multipliers = {list(multipliers)} of UNet must be one or more numbers of at least 1.")
+            raise InputError(f"multipliers = {list(multipliers)} of UNet must be one or more numbers of at least 1.")
         if not set(attention_levels) <= set(range(len(multipliers))):
             levels = f"0..{len(multipliers) - 1}, one for each multiplier"
-            raise ValueError(f"attention_levels = {list(attention_levels)} of UNet must be among {levels}.")
+            raise InputError(f"attention_levels = {list(attention_levels)} of UNet must be among {levels}.")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout = {dropout} of UNet must be in [0, 1).")
+            raise InputError(f"dropout = {dropout} of UNet must be in [0, 1).")
         self.in_channels = in_channels
         self.out_channels = out_channels if out_channels is not None else in_channels
         self.width = width
@@ -133,7 +133,7 @@ class UNet(Configurable, nn.Module):
                 label = torch.full_like(t, self.label_embedding.num_embeddings - 1, dtype=torch.int64)
             emb = emb + self.label_embedding(label)
         elif label is not None:
-            raise ValueError("this UNet is unconditional and does not take a label: its num_classes is None.")
+            raise InputError("this UNet is unconditional and does not take a label: its num_classes is None.")
         emb = F.silu(emb)
 
         waves = [f(2**n * math.pi * x) for n in self.fourier_features for f in (torch.sin, torch.cos)]
@@ -156,11 +156,11 @@ class UNet(Configurable, nn.Module):
         """Returns the condition in the size of x, or an empty list for a network without one."""
         if self.cond_channels is None:
             if cond is not None:
-                raise ValueError("this UNet does not take a condition: its cond_channels is None.")
+                raise InputError("this UNet does not take a condition: its cond_channels is None.")
             return []
         if cond is None or cond.ndim != x.ndim or cond.shape[1] != self.cond_channels:
             needed = [len(x), self.cond_channels, *x.shape[2:]]
-            raise ValueError(
+            raise InputError(
                 f"cond is {None if cond is None else list(cond.shape)}: a UNet with cond_channels = "
                 f"{self.cond_channels} needs {needed}, or another resolution of it."
             )
@@ -223,7 +223,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, dims: int = 2) -> None:
         super().__init__()
         if channels % num_heads:
-            raise ValueError(f"{channels} channels are not divisible by {num_heads} attention heads of UNet.")
+            raise InputError(f"{channels} channels are not divisible by {num_heads} attention heads of UNet.")
         self.num_heads = num_heads
         self.norm = GroupNorm(channels)
         self.qkv = CONVOLUTIONS[dims](channels, 3 * channels, 1)

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.extras import import_extra
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -48,10 +49,10 @@ class PipelineFiles:
         configs = {place: _read(folder / place / "config.json") for place in NETWORK_FOLDERS}
         place = next((place for place, config in configs.items() if config), None)
         if place is None:
-            raise ValueError(f"{name} has no config.json of a UNet2DModel, neither in unet/ nor next to its weights.")
+            raise InputError(f"{name} has no config.json of a UNet2DModel, neither in unet/ nor next to its weights.")
         kind = configs[place].get("_class_name", "UNet2DModel")
         if kind != "UNet2DModel":
-            raise ValueError(f"the network of {name} is a {kind}: it must be a UNet2DModel.")
+            raise InputError(f"the network of {name} is a {kind}: it must be a UNet2DModel.")
         return cls(name, is_remote, folder, place, _scheduler(name, around), _read(folder / NOTES))
 
     def load_network(self) -> nn.Module:
@@ -68,7 +69,7 @@ class PipelineFiles:
                     pattern = f"{WEIGHTS}*{suffix}"
                     _download(self.name, pattern if self.network == "." else f"{self.network}/{pattern}")
         if not _has_weights(folder):
-            raise ValueError(f"the weights {WEIGHTS}.safetensors are missing in {folder}.")
+            raise InputError(f"the weights {WEIGHTS}.safetensors are missing in {folder}.")
         verbosity = diffusers.logging.get_verbosity()
         diffusers.logging.set_verbosity_error()  # it warns of what is refused here
         try:
@@ -77,11 +78,11 @@ class PipelineFiles:
             )
         except Exception as error:  # of many kinds, by the damage
             reason = " ".join(str(error).split())
-            raise ValueError(f"the weights of {folder} do not load ({type(error).__name__}: {reason}).") from None
+            raise InputError(f"the weights of {folder} do not load ({type(error).__name__}: {reason}).") from None
         finally:
             diffusers.logging.set_verbosity(verbosity)
         if missing := loaded["missing_keys"]:
-            raise ValueError(f"{len(missing)} weights are missing in {folder}, the first is {sorted(missing)[0]}.")
+            raise InputError(f"{len(missing)} weights are missing in {folder}, the first is {sorted(missing)[0]}.")
         rank_zero_info(f"The network is the UNet2DModel of {folder}.")
         model: nn.Module = network
         return model
@@ -96,7 +97,7 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
     parts = {part for part, value in index.items() if isinstance(value, list) and value[0] is not None}
     if others := sorted(parts - {"unet", "scheduler"}):
         kind = index.get("_class_name")
-        raise ValueError(
+        raise InputError(
             f"{name} is a {kind} with {', '.join(others)}: only pipelines of a unet and a scheduler have a bound."
         )
 
@@ -121,9 +122,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a JSON file ({error}).") from None
+        raise InputError(f"{path} is not a JSON file ({error}).") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must contain an object.")
+        raise InputError(f"{path} must contain an object.")
     return content
 
 
@@ -136,4 +137,4 @@ def _download(name: str, pattern: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=pattern))
     except Exception as error:  # of many kinds, from names and from the network
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name} is neither a directory nor a model on the Hub ({reason})") from None
+        raise InputError(f"{name} is neither a directory nor a model on the Hub ({reason})") from None

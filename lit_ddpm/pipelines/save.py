@@ -6,9 +6,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import rebuilt
 from lit_ddpm._internal.extras import import_extra
-from lit_ddpm._internal.files import has_files, write_json
+from lit_ddpm._internal.files import create_directory, has_files, write_json
 from lit_ddpm.callbacks.pictures import draw_samples
 from lit_ddpm.nn.diffusers import DiffusersUNet
 from lit_ddpm.nn.unet import UNet
@@ -31,12 +32,12 @@ def save_pipeline(model: DDPM, directory: str | Path, run: RunDirectory | None =
     """
     directory = Path(directory)
     if has_files(directory):
-        raise ValueError(f"{directory} is not empty: set another directory with --output_dir.")
+        raise InputError(f"{directory} is not empty: set another directory with --output_dir.")
     if num_samples < 0:
-        raise ValueError(f"num_samples = {num_samples} must be at least 0.")
+        raise InputError(f"num_samples = {num_samples} must be at least 0.")
     diffusers = import_extra("diffusers", needed_by="an export")
     pipeline = diffusers.DDPMPipeline(_unet2d(model), diffusers.DDPMScheduler(**scheduler_config(model.denoiser)))
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    create_directory(directory.parent)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}_") as partial:
         complete = Path(partial) / "pipeline"
         pipeline.save_pretrained(complete)
@@ -54,14 +55,14 @@ def _unet2d(model: DDPM) -> nn.Module:
     """Returns the network of a model as a ``UNet2DModel``."""
     network, shape = model.denoiser.network, model.data.image_shape
     if shape is None:
-        raise ValueError("image_shape is unknown until the module has seen data: export a checkpoint of a fit.")
+        raise InputError("image_shape is unknown until the module has seen data: export a checkpoint of a fit.")
     if model.decoder.levels is None:
-        raise ValueError("real-valued data has no DDPMPipeline: it draws images of pixel levels.")
+        raise InputError("real-valued data has no DDPMPipeline: it draws images of pixel levels.")
     if isinstance(network, DiffusersUNet):
         return network.network
     if type(network) is UNet:
         return to_unet2d(network, shape[1:])
-    raise ValueError(f"network = {type(network).__name__} has no UNet2DModel: it must be UNet or DiffusersUNet.")
+    raise InputError(f"network = {type(network).__name__} has no UNet2DModel: it must be UNet or DiffusersUNet.")
 
 
 def _samples(model: DDPM, num_images: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import constructor_defaults
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm.diffusion.denoiser import Denoiser
@@ -61,14 +62,14 @@ def process_of(config: Mapping[str, Any]) -> Process:
     """
     kind = config.get("_class_name", "DDPMScheduler")
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
-        raise ValueError(f"the scheduler {kind} must be a DDPMScheduler or a DDIMScheduler.")
+        raise InputError(f"the scheduler {kind} must be a DDPMScheduler or a DDIMScheduler.")
     scheduler_class = getattr(import_extra("diffusers", needed_by="a scheduler"), kind)
     config = {**constructor_defaults(scheduler_class), **config}
     if config["thresholding"]:
-        raise ValueError("thresholding = True of the scheduler has no equivalent: it depends on the whole image.")
+        raise InputError("thresholding = True of the scheduler has no equivalent: it depends on the whole image.")
     if config["clip_sample"] and config["clip_sample_range"] != 1:
         value = config["clip_sample_range"]
-        raise ValueError(f"clip_sample_range = {value} of the scheduler must be 1, the range of the images.")
+        raise InputError(f"clip_sample_range = {value} of the scheduler must be 1, the range of the images.")
     prediction = _one_of(PREDICTIONS, config, "prediction_type")
     if kind == "DDIMScheduler":
         variance: Variance = "fixed_small"
@@ -96,13 +97,13 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
             betas = torch.sigmoid(torch.linspace(-6, 6, T, dtype=torch.float64)) * (end - start) + start
         case other:
             known = "linear, scaled_linear, squaredcos_cap_v2 or sigmoid"
-            raise ValueError(f"beta_schedule = {other!r} of the scheduler must be {known}, or trained_betas be given.")
+            raise InputError(f"beta_schedule = {other!r} of the scheduler must be {known}, or trained_betas be given.")
     return BetaSchedule(betas.tolist(), zero_terminal_snr)
 
 
 def _one_of(known: Mapping[str, Any], config: Mapping[str, Any], name: str) -> Any:
     if config[name] not in known:
-        raise ValueError(f"{name} = {config[name]!r} of the scheduler must be one of {', '.join(known)}.")
+        raise InputError(f"{name} = {config[name]!r} of the scheduler must be one of {', '.join(known)}.")
     return known[config[name]]
 
 
@@ -116,12 +117,12 @@ def scheduler_config(denoiser: Denoiser) -> dict[str, Any]:
     prediction = names.get(type(denoiser.parametrization))
     if prediction is None:
         name, known = type(denoiser.parametrization).__name__, ", ".join(kind.__name__ for kind in names)
-        raise ValueError(f"parametrization = {name} has no DDPMScheduler: it must be one of {known}.")
+        raise InputError(f"parametrization = {name} has no DDPMScheduler: it must be one of {known}.")
     if (time := denoiser.network_spec.time) != "t":
-        raise ValueError(f"time = {time!r} has no DDPMScheduler, which gives a network the timestep.")
+        raise InputError(f"time = {time!r} has no DDPMScheduler, which gives a network the timestep.")
     if denoiser.variance not in EXPORTED_VARIANCES:
         allowed = ", ".join(EXPORTED_VARIANCES)
-        raise ValueError(f"variance = {denoiser.variance!r} has no DDPMScheduler: it must be one of {allowed}.")
+        raise InputError(f"variance = {denoiser.variance!r} has no DDPMScheduler: it must be one of {allowed}.")
     T = denoiser.schedule.num_steps
     return {
         "num_train_timesteps": T,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.extras import import_extra
 from lit_ddpm.nn.unet import SelfAttention, UNet, UNetBlock, Upsample, sinusoidal_frequencies
 
@@ -39,7 +40,7 @@ def _config(network: UNet, image_size: Sequence[int]) -> dict[str, Any]:
         ("head_channels", network.head_channels, len(head_channels) == 1 or one_head, "it must divide all widths"),
     ):
         if not fits:
-            raise ValueError(
+            raise InputError(
                 f"{name} = {value} of UNet has no UNet2DModel: {reason}. Networks for export can be trained as "
                 "lit_ddpm.nn.DiffusersUNet."
             )

@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_ddpm._internal.checks import InputError, NonFiniteError
 from lit_ddpm.data.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def restore_state(module: "DDPM", state: dict[str, Any]) -> None:
 
 
 def check_weights_are_finite(module: LightningModule) -> None:
-    """Raises a FloatingPointError that names the first weight that is not finite."""
+    """Raises a NonFiniteError that names the first weight that is not finite."""
     broken = [name for name, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())]
     if broken:
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"{len(broken)} weights are not finite after step {module.global_step - 1}, the first is {broken[0]}: "
             "no checkpoint was written, and earlier ones are kept."
         )
@@ -62,7 +63,7 @@ def check_weights_fit(module: "PlainHyperparameters", state_dict: Mapping[str, A
         name = different[0]
         unsaved = [argument for argument in module.lost_arguments if argument not in OPTIMIZATION]
         hint = f" (saved without its {', '.join(unsaved)}: pass them to load_from_checkpoint)" if unsaved else ""
-        raise ValueError(
+        raise InputError(
             f"the checkpoint does not fit the network{hint}: {len(different)} weights differ, the first is {name}, "
             f"{in_file.get(name, 'absent')} in the checkpoint and {in_module.get(name, 'absent')} in the network."
         )
@@ -77,7 +78,7 @@ def matching_weights(module: "PlainHyperparameters", state_dict: Mapping[str, An
     in_module, in_file = _shapes(module.state_dict()), _shapes(state_dict)
     taken = [name for name in in_file if in_module.get(name) == in_file[name]]
     if not taken:
-        raise ValueError(f"none of the {len(in_file)} weights of the checkpoint has a name and shape of the network.")
+        raise InputError(f"none of the {len(in_file)} weights of the checkpoint has a name and shape of the network.")
     left = [name for name in in_file if name not in taken]
     new = [name for name in in_module if name not in taken]
     if not left and not new:
@@ -126,10 +127,10 @@ def usable_checkpoint(path: Path) -> Path:
     """
     try:
         check_checkpoint(path)
-    except ValueError as error:
+    except InputError as error:
         steps = {}
         for other in path.parent.glob("*.ckpt") if path.is_file() else ():
-            with suppress(ValueError):
+            with suppress(InputError):
                 steps[other] = check_checkpoint(other)
         if not steps:
             raise
@@ -150,12 +151,12 @@ def load_checkpoint(path: Path, setting: str = "ckpt_path") -> dict[str, Any]:
         ValueError: If the file does not exist, is damaged, or does not load with ``weights_only=True``.
     """
     if not path.is_file():
-        raise ValueError(f"{setting} = {path} does not exist.")
+        raise InputError(f"{setting} = {path} does not exist.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = f"is truncated, or not a checkpoint that loads safely ({type(error).__name__})"
-        raise ValueError(f"{setting} = {path} {reason}.") from None
+        raise InputError(f"{setting} = {path} {reason}.") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{setting} = {path} has no state_dict: it is not a Lightning checkpoint.")
+        raise InputError(f"{setting} = {path} has no state_dict: it is not a Lightning checkpoint.")
     return checkpoint

@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from typing_extensions import override
 
+from lit_ddpm._internal.checks import InputError
+
 Result = TypeVar("Result")
 
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -58,7 +60,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
         ValueError: If torch is too old.
     """
     if not hasattr(FSDPModule, "set_reshard_after_forward"):
-        raise ValueError(f"sharded weights need torch 2.8 or later; this is {torch.__version__}.")
+        raise InputError(f"sharded weights need torch 2.8 or later; this is {torch.__version__}.")
     network.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded
     members = [member for module in network.modules() if isinstance(module, nn.ModuleList) for member in module]
     layers = [member for member in members if not isinstance(member, nn.ModuleList)]

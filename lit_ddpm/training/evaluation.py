@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.protocols import HasHistogram
 from lit_ddpm.diffusion.network import is_per_image
 from lit_ddpm.likelihood.bound import Bound, histogram_nats
@@ -59,7 +60,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         """Checks the settings and starts without a pass."""
         if self.num_val_timesteps is not None and self.num_val_timesteps < 2:
-            raise ValueError(f"num_val_timesteps = {self.num_val_timesteps} must be at least 2, or None for all T.")
+            raise InputError(f"num_val_timesteps = {self.num_val_timesteps} must be at least 2, or None for all T.")
         self._check_test()
         self.last_report: Report | None = None  # of the last pass
         self.last_bound: Bound | None = None  # likewise, of all ranks
@@ -69,9 +70,9 @@ class Evaluation:
 
     def _check_test(self) -> None:
         if self.target_se is not None and not self.target_se > 0:
-            raise ValueError(f"target_se = {self.target_se} must be positive.")
+            raise InputError(f"target_se = {self.target_se} must be positive.")
         if self.target_se is not None and (self.num_images is not None or self.num_timesteps is not None):
-            raise ValueError("target_se chooses num_images and num_timesteps: set it alone.")
+            raise InputError("target_se chooses num_images and num_timesteps: set it alone.")
 
     @contextmanager
     def using(self, **settings: Any) -> Iterator[None]:
@@ -148,13 +149,13 @@ class Evaluation:
     def _check_size(self, num_steps: int, available: int | None) -> None:
         """Raises a ValueError if a test is not possible with T = `num_steps` and the `available` images."""
         if self.num_timesteps is not None and not 2 <= self.num_timesteps <= num_steps:
-            raise ValueError(f"num_timesteps = {self.num_timesteps} must be in 2..{num_steps}, the schedule's T.")
+            raise InputError(f"num_timesteps = {self.num_timesteps} must be in 2..{num_steps}, the schedule's T.")
         if self.num_images is None and self.target_se is None:
             return
         if available is None:
-            raise ValueError("num_images and target_se need a test split of known length, with one data loader.")
+            raise InputError("num_images and target_se need a test split of known length, with one data loader.")
         if self.num_images is not None and not 1 <= self.num_images <= available:
-            raise ValueError(f"num_images = {self.num_images} must be in 1..{available}, the images of the test split.")
+            raise InputError(f"num_images = {self.num_images} must be in 1..{available}, the images of the test split.")
 
     def _smallest_test(self, trainer: Trainer, module: "DDPM", target_se: float, available: int) -> Size:
         """Returns the cheapest test for a standard error, by a pilot that every rank measures alike."""
@@ -226,7 +227,7 @@ class Evaluation:
         self._measure_waiting()
         bounds = [bound for bound in gather_results(trainer, lambda: self._bound) if bound is not None]
         if not bounds:
-            raise ValueError(f"the {self._split} split has no images, so there is no bound.")
+            raise InputError(f"the {self._split} split has no images, so there is no bound.")
         self.last_bound = bound = sum(bounds[1:], bounds[0])
         self.last_report = bound.report(None if self._chosen is None else self._num_available)
         self._split = None

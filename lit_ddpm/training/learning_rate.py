@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, check_at_least
 
 _run_length: ContextVar[Callable[[], float] | None] = ContextVar("run_length", default=None)
 
@@ -31,7 +31,7 @@ def num_training_steps() -> int:
         raise ValueError("num_training_steps() is known only while a Trainer builds the lr_scheduler of a DDPM.")
     steps = length()
     if steps == float("inf"):
-        raise ValueError(
+        raise InputError(
             "the length of the learning-rate schedule is unknown, since max_epochs and max_steps of the Trainer are "
             "-1: set one of them; max_time may end the run earlier."
         )
@@ -77,7 +77,7 @@ class OneCycle(LRScheduler):
         self.div_factor, self.final_div_factor = div_factor, final_div_factor
         check_at_least(self, 1, total_steps=self.total_steps)
         if not 0 <= pct_start <= 1:
-            raise ValueError(f"pct_start = {pct_start} of OneCycle must be in [0, 1].")
+            raise InputError(f"pct_start = {pct_start} of OneCycle must be in [0, 1].")
         super().__init__(optimizer)
 
     @override
@@ -119,6 +119,6 @@ class LinearWarmup(LinearLR):
 
     def __init__(self, optimizer: Optimizer, fraction: float) -> None:
         if not 0 < fraction <= 1:
-            raise ValueError(f"fraction = {fraction} of LinearWarmup must be in (0, 1].")
+            raise InputError(f"fraction = {fraction} of LinearWarmup must be in (0, 1].")
         steps = max(1, round(fraction * num_training_steps()))
         super().__init__(optimizer, start_factor=1 / steps, total_iters=steps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lit_ddpm._internal.checks import check_at_least
+from lit_ddpm._internal.checks import InputError, NonFiniteError, check_at_least
 from lit_ddpm.training.distributed import SHARDED
 from lit_ddpm.training.learning_rate import run_length
 
@@ -42,7 +42,7 @@ class OptimizerFactory:
         with run_length(num_steps):
             scheduler = self._lr_scheduler(optimizer)
         if (rate := min(group["lr"] for group in optimizer.param_groups)) < 0:  # some schedulers accept it silently
-            raise ValueError(f"lr_scheduler sets the learning rate to {rate:g}, which must not be negative.")
+            raise InputError(f"lr_scheduler sets the learning rate to {rate:g}, which must not be negative.")
         config = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):
             config = {"scheduler": scheduler, "interval": "epoch", "monitor": scheduler.monitor}
@@ -99,7 +99,7 @@ class SkipNonFinite(Callback):
         if infinite := sorted(set(t[~torch.isfinite(losses).cpu()].tolist())):
             where += f", for the losses at t = {infinite[:8]}"
         if self.skipped_steps > self.max_skipped_steps:
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"the gradients are not finite at {where}: training stopped, since max_skipped_steps = "
                 f"{self.max_skipped_steps} of such steps were skipped before; checkpoints are kept."
             )

@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from lit_ddpm._internal.files import atomic_write, read_json_lines, write_json_lines
+from lit_ddpm._internal.checks import InputError
+from lit_ddpm._internal.files import atomic_write, create_directory, read_json_lines, write_json_lines
 
 
 class RunDirectory:
@@ -66,15 +66,11 @@ class RunDirectory:
         if new_run and (self.metrics.exists() or any(self.checkpoints.glob("*.ckpt"))):
             last = self.last_checkpoint
             advice = f"resume it with --ckpt_path {last}" if last.exists() else "remove it, since it has no last.ckpt"
-            raise ValueError(
+            raise InputError(
                 f"{self.path} already contains a run: {advice}, or set another directory with "
                 "--trainer.default_root_dir."
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            raise ValueError(f"the run directory {self.path} is not writable ({error.strerror}).") from None
+        create_directory(self.path, "run directory")
 
     def save_config(self, parser: LightningArgumentParser, config: Namespace) -> None:
         """Writes the resolved configuration."""
@@ -101,10 +97,11 @@ class RunDirectory:
 
 def new_directory(path: Path) -> Path:
     """Creates and returns the first of ``path``, ``path_2``, ``path_3``, ... that does not exist."""
+    create_directory(path.parent, "run directory")
     for number in itertools.count(1):
         candidate = path if number == 1 else path.with_name(f"{path.name}_{number}")
         with suppress(FileExistsError):
-            candidate.mkdir(parents=True)
+            candidate.mkdir()
             return candidate
     raise AssertionError
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.config import rebuilt
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.diffusion.network import NetworkSpec
@@ -75,7 +76,7 @@ def expand_conditions(cond: dict[str, Any], num_images: int, network: NetworkSpe
         values: Tensor | None = cond.get("cond")
         shape = None if values is None else list(values.shape)
         if values is None or len(values) not in (1, num_images) or values.shape[1:2] != (channels,):
-            raise ValueError(
+            raise InputError(
                 f"cond is {shape or 'missing'}: a network with cond_channels = {channels} draws {num_images} images "
                 f"under conditions [{num_images}, {channels}, ...], or [1, {channels}, ...] for all of them."
             )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning import Callback
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.training.cost import CostReport
 from lit_ddpm.training.distributed import GatherFullWeights
@@ -27,23 +28,23 @@ def check_data(data: DataSpec, module: "DDPM") -> None:
     """Raises a ValueError if the levels, shape, classes or conditions of a data module do not fit the model."""
     denoiser, decoder, network = module.denoiser, module.decoder, module.denoiser.network_spec
     if data.levels and decoder.levels not in (None, data.levels):
-        raise ValueError(
+        raise InputError(
             f"the decoder has levels = {decoder.levels} but the images of {data.name} have levels = {data.levels}; set "
             f"the decoder's levels to {data.levels}."
         )
     parametrization = denoiser.parametrization
     if parametrization.levels is not None and parametrization.levels != decoder.levels:
         found = "real values" if decoder.levels is None else f"levels = {decoder.levels}"
-        raise ValueError(
+        raise InputError(
             f"levels = {parametrization.levels} of {type(parametrization).__name__} does not fit {data.name}, which "
             f"has {found}."
         )
     if data.real_valued and denoiser.clip:
-        raise ValueError(f"clip = True limits x_0 to [-1, 1], which the real values of {data.name} exceed: remove it.")
+        raise InputError(f"clip = True limits x_0 to [-1, 1], which the real values of {data.name} exceed: remove it.")
     if data.image_shape is not None and network.dims is not None:
         dims = len(data.image_shape) - 1
         if network.dims != dims:
-            raise ValueError(
+            raise InputError(
                 f"dims = {network.dims} of {network.name} does not fit image_shape = {list(data.image_shape)} from "
                 f"{data.name}, which has channels and {dims} dimensions: set dims to {dims}."
             )
@@ -52,14 +53,14 @@ def check_data(data: DataSpec, module: "DDPM") -> None:
         needed = {"in_channels": channels, "out_channels": channels * denoiser.outputs}
         for name, actual in (("in_channels", network.in_channels), ("out_channels", network.out_channels)):
             if actual not in (None, needed[name]):
-                raise ValueError(
+                raise InputError(
                     f"{name} = {actual} of {network.name} does not fit images of image_shape = "
                     f"{list(data.image_shape)} from {data.name}: {type(parametrization).__name__} with "
                     f"variance={denoiser.variance!r} needs {needed[name]}."
                 )
     num_classes = network.num_classes
     if num_classes is not None and data.states_classes and not 0 < (data.num_classes or 0) <= num_classes:
-        raise ValueError(
+        raise InputError(
             f"num_classes = {num_classes} of {network.name} does not fit {data.name}, which has "
             f"{data.num_classes or 'no'} classes."
         )
@@ -76,4 +77,4 @@ def _check_conditions(data: DataSpec, module: "DDPM") -> None:
     known = shape is not None or (module.condition is None and data.states_conditions)
     if known and channels != found:
         conditions = "no conditions" if found is None else f"conditions of {found} channels"
-        raise ValueError(f"cond_channels = {channels} of {network.name} does not fit {name}, which has {conditions}.")
+        raise InputError(f"cond_channels = {channels} of {network.name} does not fit {name}, which has {conditions}.")

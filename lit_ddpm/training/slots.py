@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.diffusion.condition import Condition
@@ -150,7 +151,7 @@ class Slots(PlainHyperparameters):
                 condition is missing.
         """
         if self.data.image_shape is None:
-            raise ValueError("image_shape is unknown until the module has seen data: load a checkpoint of a fit.")
+            raise InputError("image_shape is unknown until the module has seen data: load a checkpoint of a fit.")
         network, index = self.denoiser.network_spec, torch.arange(first_index, first_index + num_images)
         needed = {"label": network.num_classes, "cond": network.cond_channels}
         if any(value is not None and name not in cond for name, value in needed.items()):

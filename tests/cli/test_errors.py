@@ -12,8 +12,11 @@ import yaml
 from helpers import CONFIGS, FIT_DIGITS, RNG, Malicious, copy_run, error_of, write_image_folder
 from PIL import Image
 
+from lit_ddpm import InputError, LogSNRSchedule, UNet
 from lit_ddpm.__main__ import main
+from lit_ddpm._internal.checks import NonFiniteError
 from lit_ddpm.cli.errors import one_sentence
+from lit_ddpm.training.checkpoint import load_checkpoint
 
 METRICS = [*FIT_DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.SampleMetrics"]
 INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
@@ -39,20 +42,34 @@ INCEPTION = ["--trainer.callbacks.extractor.weights_path=nowhere.pth"]
             [*FIT_DIGITS, "--model.sampler=AncestralSampler", "--model.sampler.num_steps=1001"],
             "num_steps = 1001 .*at most the schedule.s 1000",
         ),
-        ([*FIT_DIGITS, "--model.optimizer.lr=-1"], "learning rate: -1"),
+        ([*FIT_DIGITS, "--model.optimizer.lr=-1"], "AdamW: .*learning rate: -1"),
+        (
+            [*FIT_DIGITS, "--model.lr_scheduler=LinearLR", "--model.lr_scheduler.start_factor=3"],
+            "LinearLR: Starting multiplicative factor",
+        ),
         ([*FIT_DIGITS, "--data.batch_size=5000"], "batch_size = 5000"),
         ([*FIT_DIGITS, "--trainer.accelerator=gpu"], "gpu"),
         ([*FIT_DIGITS, "--trainer.no_such_thing=1"], "trainer.no_such_thing"),
         ([*METRICS, "--trainer.callbacks.num_samples=1"], "num_samples = 1 of SampleMetrics must be at least 2"),
+        (
+            [*FIT_DIGITS, "--trainer.callbacks=lit_ddpm.callbacks.SampleGrid", "--trainer.callbacks.num_images=0"],
+            "num_images = 0 of SampleGrid must be at least 1",
+        ),
         ([*METRICS, "--trainer.callbacks.num_sample=9"], "'num_sample' is not accepted"),
         ([*METRICS, "--trainer.callbacks.extractor=NoSuchFeatures"], "extractor.*NoSuchFeatures"),
         (
             [*METRICS, "--trainer.callbacks.extractor=InceptionFeatures", *INCEPTION],
             r"weights_path = nowhere.pth of InceptionFeatures does not exist",
         ),
+        (
+            [*FIT_DIGITS, "--trainer.callbacks+=BatchSizeFinder", "--trainer.callbacks.mode=none"],
+            "BatchSizeFinder: `mode` should be",
+        ),
+        ([*FIT_DIGITS, "--trainer.num_nodes=0"], "`num_nodes` must be a positive integer"),
         ([*FIT_DIGITS, "--trainer.callbacks+=lit_ddpm.callbacks.EMA"], "more than one stateful callback of type `EMA`"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "ckpt_path = nowhere.ckpt does not exist"),
+        (["test", "--config", "digits", "--ckpt_path", "best"], "ckpt_path = best does not exist"),
         (["train"], "train.*fit.*predict"),
         (
             [*FIT_DIGITS, "--model.parametrization=EpsParametrization", "--model.schedule.zero_terminal_snr=true"],
@@ -114,10 +131,24 @@ def test_a_malicious_checkpoint_does_not_run(capsys):
     assert not Path("evil_was_here").exists()
 
 
-def test_an_unwritable_run_directory_is_one_sentence(capsys):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([*FIT_DIGITS, "--trainer.default_root_dir=file/run"], "run directory file/run is not writable"),
+        (
+            [*FIT_DIGITS, "--trainer.default_root_dir=file/run", "--number_run"],
+            "run directory file is not writable",
+        ),
+        (["predict", "--config", "digits", "--output_dir=file/images"], "directory file/images is not writable"),
+        (
+            ["compare", "--config", "digits", "--objectives=kl", "--output_dir=file/all"],
+            "directory file/all is not writable",
+        ),
+    ],
+)
+def test_an_unwritable_directory_is_one_sentence(args, message, capsys):
     Path("file").write_text("")
-    message = error_of(capsys, [*FIT_DIGITS, "--trainer.default_root_dir=file/run"])
-    assert "run directory file/run is not writable" in message
+    assert message in error_of(capsys, args)
 
 
 def test_ema_of_sharded_weights_is_refused(capsys):
@@ -136,7 +167,6 @@ QUICK = [*FIT_DIGITS, "--trainer.callbacks=[]", "--trainer.limit_train_batches=2
         (["--trainer.callbacks=helpers.FailingCallback"], RuntimeError),
         (["--model.network=helpers.FailingNetwork"], TypeError),
         (["--model.network=helpers.FailingNetwork", "--model.network.kind=value"], ValueError),
-        (["--model.network=helpers.FailingSettings"], ValueError),
         (["--data=helpers.FailingData"], FileNotFoundError),
     ],
 )
@@ -144,6 +174,99 @@ def test_an_error_in_a_users_class_keeps_its_traceback(args, error):
     with pytest.raises(error) as caught:
         main([*QUICK, *args])
     assert "helpers/training.py" in "".join(traceback.format_exception(caught.value))
+
+
+FAULTS = """
+import lightning
+import torch
+from lit_ddpm import DDPM, Objective
+from lit_ddpm.data import DigitsDataModule
+
+
+def fail(kind):
+    if kind == "file":
+        open("mine.npz")
+    raise {"value": ValueError, "type": TypeError}[kind]("mine")
+
+
+class MyNetwork(torch.nn.Module):
+    def __init__(self, kind: str = "value"):
+        fail(kind)
+
+
+class MyCallback(lightning.Callback):
+    def __init__(self, kind: str = "value"):
+        fail(kind)
+
+
+class MyData(DigitsDataModule):
+    def __init__(self, kind: str = "value"):
+        fail(kind)
+
+
+class MyDDPM(DDPM):
+    def setup(self, stage):
+        fail("file")
+
+
+class MyObjective(Objective):
+    def __call__(self, denoiser, pred):
+        fail("value")
+
+
+class MyOptimizer(torch.optim.SGD):
+    def __init__(self, params, lr: float = 0.1, kind: str = "value"):
+        super().__init__(params, lr=lr)
+        fail(kind)
+
+
+class MyScheduler(torch.optim.lr_scheduler.StepLR):
+    def __init__(self, optimizer, kind: str = "value"):
+        fail(kind)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["--model.network=my_faults.MyNetwork"], ValueError),
+        (["--model.network=my_faults.MyNetwork", "--model.network.kind=type"], TypeError),
+        (["--trainer.callbacks=my_faults.MyCallback"], ValueError),
+        (["--trainer.callbacks+=my_faults.MyCallback", "--trainer.callbacks.kind=file"], FileNotFoundError),
+        (["--data=my_faults.MyData"], ValueError),
+        (["--model=my_faults.MyDDPM"], FileNotFoundError),
+        (["--model.objective=my_faults.MyObjective"], ValueError),
+        (["--model.optimizer=my_faults.MyOptimizer"], ValueError),
+        (["--model.optimizer=my_faults.MyOptimizer", "--model.optimizer.lr=-1"], ValueError),
+        (["--model.lr_scheduler=my_faults.MyScheduler", "--model.lr_scheduler.kind=type"], TypeError),
+    ],
+)
+def test_a_fault_of_a_users_class_keeps_its_traceback(args, error, monkeypatch, tmp_path):
+    (tmp_path / "my_faults.py").write_text(FAULTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error) as caught:
+        main([*QUICK, *args])
+    assert type(caught.value) is error  # not an InputError
+    assert "my_faults.py" in "".join(traceback.format_exception(caught.value))
+    assert "Union" not in str(caught.value)
+
+
+def test_a_bad_setting_in_a_users_class_is_one_sentence(capsys):
+    assert "dropout = 2.0 of UNet" in error_of(capsys, [*QUICK, "--model.network=helpers.FailingSettings"])
+
+
+def test_a_training_that_stops_is_one_sentence(capsys):
+    settings = ["--model.optimizer.lr=1e30", "--model.lr_scheduler=null", "--trainer.limit_train_batches=15"]
+    assert "the gradients are not finite at step" in error_of(capsys, [*QUICK, *settings])
+
+
+def test_bad_input_is_one_type_of_error():
+    for act in (lambda: UNet(dropout=2.0), lambda: LogSNRSchedule(num_steps=1), lambda: load_checkpoint(Path("none"))):
+        with pytest.raises(InputError):
+            act()
+    assert issubclass(InputError, ValueError)
+    assert issubclass(NonFiniteError, InputError)
+    assert issubclass(NonFiniteError, FloatingPointError)
 
 
 @pytest.mark.parametrize("setting", ["--model.schedule.num_steps=1", "--model.schedule.num_steps=many"])

@@ -54,7 +54,7 @@ def test_unfit_variants_are_named(objectives, message, tmp_path, monkeypatch, ca
     ):
         with pytest.raises((ValueError, SystemExit)) as raised:
             act()
-        text = str(raised.value) if raised.type is ValueError else capsys.readouterr().err
+        text = str(raised.value) if isinstance(raised.value, ValueError) else capsys.readouterr().err
         assert message in text
     assert not (tmp_path / "runs").exists()
 
