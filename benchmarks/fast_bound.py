@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.images import MNISTFiles
-from lit_ddpm import DDPM, Bound, variational_bound
+from lit_ddpm import DDPM, AncestralSampler, Bound, variational_bound
 from lit_ddpm.data import DigitsDataModule, to_float
 from lit_ddpm.likelihood.report import Entry
 from lit_ddpm.likelihood.size import PILOT_CALLS, PILOT_IMAGES, random_order, smallest_test
@@ -44,7 +44,8 @@ def main(args: Namespace) -> dict[str, Any]:
     test, validation = (to_float(splits[name].images, levels) for name in ("test", "val"))
     if args.num_steps is not None:
         schedule = replace(cast(Any, module.denoiser.schedule), num_steps=args.num_steps)
-        module = DDPM.load_from_checkpoint(args.checkpoint, map_location="cpu", schedule=schedule)
+        settings: dict[str, Any] = {"schedule": schedule, "sampler": AncestralSampler()}  # for any T
+        module = DDPM.load_from_checkpoint(args.checkpoint, map_location="cpu", **settings)
     num_steps = module.denoiser.schedule.num_steps
     calls = max(2, int(args.share * num_steps))
     decoder = module.decoder

@@ -83,7 +83,6 @@ def test_callbacks_use_public_attributes_of_the_module_and_write_none():
 
 # Attributes of objects of other libraries, and of the standard library, that have no other way to be set.
 ASSIGNED = {
-    "_internal/templates.py": {"environment.filters"},  # jinja2
     "cli/app.py": {  # the parsed settings of jsonargparse
         *("config.weights_only", "config.ckpt_path", "config.trainer.default_root_dir", "config.number_run"),
         *("arguments.id", "arguments.save_dir"),

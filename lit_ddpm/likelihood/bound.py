@@ -91,6 +91,8 @@ class Bound:
         Raises:
             ValueError: If they differ in their dimensions, network calls, schedule, decoder, conditions or columns.
         """
+        if not isinstance(other, Bound):
+            return NotImplemented
         for name in SHARED:
             if getattr(self, name) != getattr(other, name):
                 values = f"{getattr(self, name)} and {getattr(other, name)}"

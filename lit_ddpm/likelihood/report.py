@@ -195,7 +195,8 @@ class Report:
         }
         rows = _lines([_row(label, entries[name]) for name, label in names.items()])
         rows.insert(3, "-" * len(rows[0]))
-        rows[-1] += f"   with half the steps of the solver {-entries['solver_error'].value:+.4f}"
+        if not math.isnan(error := entries["solver_error"].value):
+            rows[-1] += f"   with half the steps of the solver {-error:+.4f}"
         return ["", *rows, ""]
 
 

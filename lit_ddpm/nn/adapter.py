@@ -1,7 +1,7 @@
 """Networks with another interface."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class NetworkAdapter(Configurable, nn.Module):
         arguments: Further keyword arguments of each call.
         no_label: Whether the label `num_classes` means "no label". Calls without labels, label dropout and guidance use
             it.
+        time: What it gets as t, see `UNet`.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class NetworkAdapter(Configurable, nn.Module):
         num_classes: int | None = None,
         arguments: dict[str, Any] | None = None,
         no_label: bool = True,
+        time: Literal["t", "log_snr"] = "t",
     ) -> None:
         super().__init__()
         self.network = network
@@ -46,6 +48,7 @@ class NetworkAdapter(Configurable, nn.Module):
         self.num_classes = num_classes
         self.arguments = dict(arguments or {})
         self.no_label = no_label
+        self.time = time
 
     @override
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The U-Net of the library diffusers."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,20 +20,25 @@ DEFAULTS: dict[str, Any] = {
 
 
 class DiffusersUNet(NetworkAdapter):
-    """A ``UNet2DModel`` of diffusers for t = 1..T, which is its `network`; needs the extra ``diffusers``.
+    """A ``UNet2DModel`` of diffusers, which is its `network`; needs the extra ``diffusers``.
 
     Args:
         options: Arguments of ``UNet2DModel`` other than ``num_class_embeds``. There are as many output channels as
             input channels, unless ``out_channels`` is given; a learned variance needs twice as many.
         num_classes: The number of classes, or None for a network without labels.
         no_label: Whether there is one more embedding, for "no label"; guidance and label dropout need it.
+        time: What it gets as t, see `UNet`.
 
     Raises:
         ValueError: If diffusers is not installed, or refuses the options.
     """
 
     def __init__(
-        self, options: dict[str, Any] | None = None, num_classes: int | None = None, no_label: bool = True
+        self,
+        options: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        no_label: bool = True,
+        time: Literal["t", "log_snr"] = "t",
     ) -> None:
         options = dict(options or {})
         given = DEFAULTS | {"out_channels": options.get("in_channels", 3)} | options
@@ -42,7 +47,7 @@ class DiffusersUNet(NetworkAdapter):
         except (TypeError, ValueError) as error:  # refused options
             raise InputError(f"options = {options} of DiffusersUNet: {error}.") from None
         arguments = {"return_dict": False}
-        super().__init__(unet, -1, 1.0, 0, "class_labels", num_classes, arguments, no_label)
+        super().__init__(unet, -1, 1.0, 0, "class_labels", num_classes, arguments, no_label, time)
         self.options = options
         self.in_channels: int = unet.config.in_channels
         self.out_channels: int = unet.config.out_channels

@@ -30,15 +30,14 @@ def model_card(model: DDPM, name: str, run: RunDirectory | None, num_samples: in
 
 def _measurements(model: DDPM, run: RunDirectory | None) -> dict[str, Any]:
     """Returns the tables of the bound and the sample metrics, if the run's last test was of these weights."""
-    found: dict[str, Any] = {"report": None, "terms": [], "metrics": [], "protocol": ""}
     if run is None or not run.report.is_file() or run.last_test_step() != max(model.trained_steps - 1, 0):
-        return found
+        return {}
     report = Report.load(run.report)
     terms = [["term", report.unit, "± images", "± noise"]]
     for term in TERMS:
         entry = report.terms[term]
         terms.append([term, *(f"{value:.4f}" for value in (entry.value, entry.se_images, entry.se_noise))])
-    found |= {"report": report, "terms": terms}
+    found: dict[str, Any] = {"terms": terms, "num_images": report.num_images}
     tested = [record for record in read_json_lines(run.sample_metrics) if record["command"] == "test"]
     if tested and tested[-1]["global_step"] == model.trained_steps:
         metrics = [[name, f"{number_of(value):.4f}"] for name, value in tested[-1]["metrics"].items()]

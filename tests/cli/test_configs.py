@@ -55,9 +55,7 @@ def test_every_shipped_config_runs(config, monkeypatch):
     if config.startswith("images"):
         write_image_folder("my_images", count=100)
         small += ["--data.root=my_images", "--data.image_size=8"]
-    if config == "cifar10_hour.yaml":
-        small += ["--model.compile=false"]  # as trainer/compile.yaml
-    if "compile" in config:
+    if "compile" in config or config == "cifar10_hour.yaml":
         monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
     main(["fit", *base, "--config", str(CONFIGS / config), *small, "--trainer.fast_dev_run=true"])
 

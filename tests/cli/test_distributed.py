@@ -12,7 +12,6 @@ from lit_ddpm.__main__ import main
 TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
 SHORT = [*SMALL, "--trainer.max_epochs=3", "--trainer.limit_train_batches=2", "--data.batch_size=32"]
 SHORT += ["--trainer.check_val_every_n_epoch=2"]  # the last epoch is not validated
-SHORT += ["--model.channels_last=false"]  # as for sharded weights
 
 
 @pytest.fixture(scope="module")

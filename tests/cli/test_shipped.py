@@ -84,7 +84,10 @@ def test_help_and_version_start_without_lightning():
         ),
         (["fit", "--model.schedule=Lin"], "or the import path of another Schedule."),
         (["fit", "--data=Foo"], "data = Foo is not a class: it must be one of ArrayDataModule, DigitsDataModule,"),
-        (["fit", "--trainer.callbacks+=Foo"], "Foo is not a class: it must be one of DDPMCallback"),
+        (
+            ["fit", "--trainer.callbacks+=Foo"],
+            "Foo is not a class: it must be one of ChannelsLast, Compile, DDPMCallback",
+        ),
     ],
 )
 def test_a_wrong_name_lists_those_there_are(args, message, capsys):

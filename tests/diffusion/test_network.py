@@ -121,17 +121,16 @@ def test_a_network_with_classes_takes_the_time_of_log_snr_without_a_label():
     x = torch.randn(2, 1, 8, 8)
     for network in (
         UNet(width=8, num_classes=3, time="log_snr"),
-        continuous(
-            DiffusersUNet(
-                {
-                    "in_channels": 1,
-                    "block_out_channels": (8,),
-                    "down_block_types": ["DownBlock2D"],
-                    "up_block_types": ["UpBlock2D"],
-                    "norm_num_groups": 4,
-                },
-                num_classes=3,
-            )
+        DiffusersUNet(
+            {
+                "in_channels": 1,
+                "block_out_channels": (8,),
+                "down_block_types": ["DownBlock2D"],
+                "up_block_types": ["UpBlock2D"],
+                "norm_num_groups": 4,
+            },
+            num_classes=3,
+            time="log_snr",
         ),
     ):
         denoiser = Denoiser(network, LogSNRSchedule(100), VParametrization())

@@ -217,7 +217,7 @@ def test_the_rows_of_a_bound_with_the_likelihood(tmp_path):
     assert Report.load(tmp_path / "bound.json") == report
 
 
-def test_without_a_second_solution_the_error_of_the_solver_is_unknown():
+def test_an_unmeasured_error_of_the_solver_is_not_shown():
     x_0 = mixture_images(8)
     denoiser = mixture_denoiser(LogSNRSchedule(20, log_snr_start=8.0))
     full = exact_likelihood(denoiser, x_0, GaussianDecoder(), num_steps=8)

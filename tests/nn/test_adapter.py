@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ddpm import DDPM, Configurable, Guidance
+from lit_ddpm import DDPM, Configurable, Denoiser, Guidance, LogSNRSchedule, VParametrization
 from lit_ddpm._internal.config import as_config
 from lit_ddpm.nn import NetworkAdapter
 
@@ -59,11 +59,20 @@ def test_a_missing_label_is_that_of_no_label():
     NetworkAdapter(network, label="y", num_classes=7)(x, t)
     assert network.arguments["y"].tolist() == [7, 7, 7]
     without = NetworkAdapter(network, num_classes=7, no_label=False)
-    assert DDPM(without).denoiser.no_label is None
+    assert DDPM(without).denoiser.network_spec.no_label is None
     with pytest.raises(ValueError, match='label is missing: this NetworkAdapter has no embedding for "no label"'):
         without(x, t)
     NetworkAdapter(network)(x, t)
     assert not network.arguments
+
+
+def test_an_adapted_network_gets_log_snr():
+    network, schedule = Foreign(), LogSNRSchedule(20)
+    adapter = NetworkAdapter(network, time_scale=1e-3, time="log_snr")
+    Denoiser(adapter, schedule, VParametrization())(torch.randn(2, 1, 4, 4), torch.tensor([3, 20]))
+    expected = torch.sigmoid(-schedule.log_snr(torch.tensor([3, 20])) / 4).float()
+    torch.testing.assert_close(network.time, expected)
+    assert as_config(adapter)["init_args"]["time"] == "log_snr"
 
 
 def test_a_checkpoint_names_both_networks():

@@ -100,6 +100,15 @@ def test_a_fit_from_the_command_line(tmp_path, monkeypatch):
     main(["export", "--ckpt_path", checkpoint, "--output_dir", "out", "--num_samples=0"])
 
 
+def test_a_fit_in_continuous_time_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["--model.network.time=log_snr", "--trainer.callbacks=[]", "--model.sampler.num_steps=4"]
+    main(["fit", "--config", "digits", *SMALL_UNET, *settings, *FEW, *QUIET])
+    module = DDPM.load_from_checkpoint("runs/digits/checkpoints/last.ckpt", weights_only=True)
+    assert isinstance(module.denoiser.network, DiffusersUNet)
+    assert module.denoiser.network_spec.time == "log_snr"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

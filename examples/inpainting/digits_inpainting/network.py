@@ -18,7 +18,7 @@ class InpaintingNetwork(Configurable, nn.Module):
         width: The number of features.
         depth: The number of residual blocks; their dilations are 1, 2, 4, 1, 2, 4, ...
         channels: The number of channels of an image.
-        time: What lit_ddpm passes as t: ``"log_snr"``, a function of the noise level in [0, 1000], or the timestep ``"t"``.
+        time: The meaning of t: ``"log_snr"``, a function of the noise level in [0, 1000], or ``"t"``, the timestep.
     """
 
     frequencies: Tensor
