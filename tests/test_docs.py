@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 
 import lightning
@@ -31,6 +32,7 @@ from PIL import Image
 
 import lit_ddpm
 from benchmarks.__main__ import FILES
+from benchmarks.common.fits import shipped_module
 from benchmarks.examples import examples
 from lit_ddpm.__main__ import main
 from lit_ddpm.compare import command as compare_command
@@ -44,6 +46,7 @@ QUIET = ["--trainer.callbacks=[]", "--trainer.enable_progress_bar=false", "--tra
 CHANGES = (  # a tenth of the steps, a narrow network and few data
     (r"\b\d000, ", "60, "),
     (r"(LogSNRSchedule\(|CosineSchedule\(num_steps=)100\b", r"\g<1>10"),
+    (r"\btarget_se=[\d.]+", "target_se=0.5"),  # of few images
     (r"\bbatch_size=\d+", "batch_size=8"),
     (r"\bDigitsDataModule\(\)", "DigitsDataModule(eval_batch_size=8)"),
     (r"\bwidth=\d+", "width=8"),
@@ -173,23 +176,23 @@ def test_every_block_of_a_page_runs(page, page_directory):
     runpy.run_path("page.py", run_name="__main__")
     written = {path.name for path in set(Path().rglob("*")) - before}
     assert any(name.startswith("step_") for name in written) == ("SampleGrid(" in script)
-    ledgers = set(Path().rglob("bound.json")) - before
-    assert len(ledgers) == script.count(".test(")
+    reports = set(Path().rglob("bound.json")) - before
+    assert len(reports) == script.count(".test(")
     for name, program in examples().items():
         if program in text:
             check_example(name, program)
 
 
 def check_example(name: str, program: str) -> None:
-    """Checks the grid and the ledger of an example that trains into ``runs/NAME``."""
+    """Checks the grid and the report of an example that trains into ``runs/NAME``."""
     assert len([line for line in program.splitlines() if line.strip()]) <= 15
     assert (ROOT / "docs" / "data" / f"{name}.png").is_file()
     (grid,) = Path("runs", name).rglob("step_*.png")
     assert np.asarray(Image.open(grid)).std() > 5
-    (ledger,) = Path("runs", name).rglob("bound.json")
-    report = Report.load(ledger)
+    (file,) = Path("runs", name).rglob("bound.json")
+    report = Report.load(file)
     assert report.unit == ("nats/dim" if name in ("waves", "bands") else "bits/dim")
-    assert report.given == (("cond",) if name == "superres" else ())
+    assert report.conditioned_on == (("cond",) if name == "superres" else ())
 
 
 def test_the_examples_are_those_of_the_pages():
@@ -205,10 +208,31 @@ def test_contributing_has_the_benchmark_of_every_page():
             assert re.search(rf"\b{benchmark}\b", listed), (name, benchmark)
 
 
-def test_the_two_commands_are_the_first_block_of_the_readme():
-    first, *_ = (block.text.splitlines() for block in blocks(README))
-    assert first[0].startswith("pip install -e . && lit-ddpm fit --config digits && lit-ddpm test")
-    assert first[1] == 'pip install -e ".[test]" && pytest'
+def test_the_readme_begins_with_a_program_and_two_commands():
+    program, shell, *_ = blocks(README)
+    assert (program.language, shell.language) == ("python", "bash")
+    assert len([line for line in program.text.splitlines() if line.strip()]) <= 20
+    assert all(call in program.text for call in ("trainer.fit(", "trainer.test(", "model.sample("))
+    first, second = shell.text.splitlines()
+    assert first.startswith("pip install -e . && lit-ddpm fit --config digits && lit-ddpm test")
+    assert second == 'pip install -e ".[test]" && pytest'
+
+
+def test_the_program_of_the_readme_trains_the_shipped_model(tmp_path):
+    file = tmp_path / "program.py"
+    file.write_text(blocks(README)[0].text.split("trainer = ")[0])
+    module, shipped = runpy.run_path(str(file))["model"], shipped_module("digits")
+    parts = ("schedule", "parametrization", "network.time", "network")
+    assert [str(attrgetter(part)(module.denoiser)) for part in parts] == [
+        str(attrgetter(part)(shipped.denoiser)) for part in parts
+    ]
+    assert [str(part) for part in (module.objective, module.timesteps)] == [
+        str(part) for part in (shipped.objective, shipped.timesteps)
+    ]
+
+
+def test_the_readme_has_the_version_in_its_citation():
+    assert f"version = {{{lit_ddpm.__version__}}}" in README
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.]+)\)|src=\"([\w/.]+)\"", README))), ids="".join)
@@ -218,12 +242,16 @@ def test_linked_files_of_the_readme_exist(path):
 
 def test_the_program_without_lightning():
     section = text_of(ROOT / "docs" / "extending.md").split("## Without Lightning")[1]
-    first, second = (block.text for block in blocks(section))
+    first, *others = (block.text for block in blocks(section))
     assert len([line for line in first.split("\n\n")[1].splitlines() if line.strip()]) == 10
-    program = "import sys\nsys.modules['lightning'] = None  # importing it raises\n" + first + second
+    program = "\n".join(["import sys", "sys.modules['lightning'] = None  # importing it raises", first, *others])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "bits/dim" in done.stdout
+    pilot, whole, chosen, exact = done.stdout.split("term ")[1:]
+    assert "20 random timesteps of 100" in pilot
+    assert "100 images, 100 network calls" in whole
+    assert "random timesteps of 100" in chosen
+    assert "exact likelihood" in exact
 
 
 def test_the_reference_has_every_public_name():
