@@ -10,6 +10,7 @@ from typing_extensions import override
 from lit_ddpm._internal.checks import InputError, check_at_least
 from lit_ddpm.diffusion.sampler import Sampler
 from lit_ddpm.training.averaging import averaged_weights
+from lit_ddpm.training.distributed import full_weights
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.sampling import draw
 
@@ -47,7 +48,7 @@ class DDPMCallback(Callback):
         It works in ``on_validation_epoch_end``, ``on_train_end`` and the hooks of ``validate`` and ``test``.
         """
         sampler = sampler or module.sampler
-        with averaged_weights(trainer, module, self):
+        with averaged_weights(trainer, module, self), full_weights(trainer, module.denoiser.network):
             return torch.cat(draw(trainer, module, num_images, seed, sampler, Tensor.cpu, "drawing"))
 
     def _check_interval(self, trainer: Trainer) -> None:

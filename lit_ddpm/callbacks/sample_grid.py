@@ -14,6 +14,7 @@ from lit_ddpm.callbacks.pictures import DRAWN_DIMS, draw_samples
 from lit_ddpm.diffusion.denoiser import evaluating
 from lit_ddpm.diffusion.sampler import Sampler, standard_normal
 from lit_ddpm.training.averaging import averaged_weights
+from lit_ddpm.training.distributed import full_weights
 from lit_ddpm.training.module import DDPM
 from lit_ddpm.training.run_directory import RunDirectory
 from lit_ddpm.training.sampling import draw, is_fast_dev_run, shortened
@@ -84,7 +85,7 @@ class SampleGrid(DDPMCallback):
         if len(shape) - 1 not in DRAWN_DIMS:
             rank_zero_info(f"SampleGrid draws sequences, images and volumes, not samples of shape {list(shape)}.")
             return
-        with averaged_weights(trainer, module, self):
+        with averaged_weights(trainer, module, self), full_weights(trainer, module.denoiser.network):
             chunks = draw(trainer, module, num_images, self.seed, sampler, Tensor.cpu, "drawing the sample grid")
             self._log(trainer, module, torch.cat(chunks), sampler, step)
 

@@ -86,8 +86,11 @@ def reshard(network: nn.Module) -> None:
 
 
 @contextmanager
-def full_weights(network: nn.Module) -> Iterator[None]:
-    """Gives every rank the full weights of a network within a block."""
+def full_weights(trainer: Trainer, network: nn.Module) -> Iterator[None]:
+    """Gives every rank the full weights of a network within a block; in evaluation it has them, see below."""
+    if trainer.validating or trainer.testing or trainer.sanity_checking:
+        yield
+        return
     gather_full_weights(network)
     yield
     reshard(network)

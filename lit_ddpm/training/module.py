@@ -102,9 +102,11 @@ class DDPM(Slots):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        callbacks = getattr(self.trainer, "callbacks", [])
-        guard = next(callback for callback in callbacks if isinstance(callback, SkipNonFinite))
-        guard.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        guards = [c for c in getattr(self.trainer, "callbacks", []) if isinstance(c, SkipNonFinite)]
+        if guards:  # it knows the norm
+            guards[0].clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @override
     def on_fit_start(self) -> None:
@@ -118,7 +120,7 @@ class DDPM(Slots):
         """
         reseed(self.device, "train", training_seed(), self.current_epoch, batch_idx, self.global_rank)
         x_0, cond = self.unpack_batch(batch)
-        objective = self.objective
+        objective = self.training_objective
         if batch_idx == 0:
             self.data = replace(self.data, image_shape=tuple(x_0.shape[1:]))
             if objective.decoder is not None:

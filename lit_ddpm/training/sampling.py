@@ -1,7 +1,6 @@
 """Samples: which ones to draw, and drawing them on all ranks of a Trainer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -15,7 +14,7 @@ from lit_ddpm._internal.config import rebuilt
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.diffusion.network import NetworkSpec
 from lit_ddpm.diffusion.sampler import Sampler
-from lit_ddpm.training.distributed import full_weights, gather_results, interleave
+from lit_ddpm.training.distributed import gather_results, interleave
 
 if TYPE_CHECKING:
     from lit_ddpm.training.module import DDPM
@@ -152,7 +151,4 @@ def draw(
             results.append(transform(images))
         return results
 
-    # In evaluation a callback has gathered sharded weights already.
-    evaluating = trainer.validating or trainer.testing or trainer.sanity_checking
-    with nullcontext() if evaluating else full_weights(module.denoiser.network):
-        return interleave(gather_results(trainer, draw_chunks))
+    return interleave(gather_results(trainer, draw_chunks))

@@ -59,7 +59,8 @@ class Slots(PlainHyperparameters):
         self.held_out: HeldOut | None = None  # the images whose conditions generated images get
         self._decoder, self._clip = decoder, clip
         self._make_optimizer = OptimizerFactory(optimizer, lr_scheduler)
-        parts = network or UNet(), schedule or LinearSchedule(), parametrization or EpsParametrization()
+        network = UNet() if network is None else network  # an empty container of modules is false
+        parts = network, schedule or LinearSchedule(), parametrization or EpsParametrization()
         self.denoiser = Denoiser(*parts, variance, self._clips)
         check_training(self.denoiser, self.objective, self.timesteps)
         self.sampler.timesteps(self.denoiser.schedule)  # refuses more steps than T
@@ -78,13 +79,9 @@ class Slots(PlainHyperparameters):
         self.held_out = HeldOut(self, data, split)
 
     @property
-    def objective(self) -> Objective:
-        """The training loss; one that needs a decoder and has none gets that of the module."""
-        return self._objective.with_decoder(self.decoder)
-
-    @objective.setter
-    def objective(self, objective: Objective) -> None:
-        self._objective = objective
+    def training_objective(self) -> Objective:
+        """The objective; one that needs a decoder and has none has that of the module."""
+        return self.objective.with_decoder(self.decoder)
 
     @property
     def decoder(self) -> Decoder:

@@ -31,5 +31,5 @@ trainer: {{max_epochs: 1, accelerator: cpu}}
     assert not result.missing
     (row,) = read_csv(tmp_path / "runs" / "table.csv")
     assert np.isfinite(float(row["nats/dim"]))
-    assert result.results["x0_mse"][0].report.given == ("cond",)
+    assert result.results["x0_mse"][0].report.conditioned_on == ("cond",)
     assert '<div class="samples">\n<figure><img' in (tmp_path / "runs" / "report.html").read_text()
