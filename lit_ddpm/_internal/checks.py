@@ -25,6 +25,14 @@ def check_positive(owner: object, **settings: float) -> None:
             raise InputError(f"{name} = {value} of {type(owner).__name__} must be positive.")
 
 
+def check_type(owner: object, kind: type, **settings: object) -> None:
+    """Raises an `InputError` for the first setting of `owner` that is not an instance of a class."""
+    for name, value in settings.items():
+        if not isinstance(value, kind):
+            found = value.__name__ if isinstance(value, type) else repr(value)
+            raise InputError(f"{name} = {found} of {type(owner).__name__} must be an instance of {kind.__name__}.")
+
+
 def check_one_of(owner: str, allowed: Collection[object], **settings: object) -> None:
     """Raises a ValueError for the first setting that is not among the values `allowed`."""
     for name, value in settings.items():

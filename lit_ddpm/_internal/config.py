@@ -42,7 +42,8 @@ def as_config(value: Any) -> Any:
         return {str(key): as_config(item) for key, item in value.items()}
     if isinstance(value, Tensor):
         return value.tolist()
-    if is_dataclass(value) and not isinstance(value, Configurable | type):  # settings, such as `Guidance`
+    of_package = type(value).__module__.startswith("lit_ddpm.")
+    if is_dataclass(value) and of_package and not isinstance(value, Configurable):  # settings, such as `Guidance`
         return {each.name: as_config(getattr(value, each.name)) for each in fields(value) if each.init}
     path = public_path(type(value))
     if not isinstance(value, Configurable) or path is None:

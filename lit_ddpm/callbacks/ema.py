@@ -142,6 +142,11 @@ class EMA(WeightAveraging):
         if not self.swapped:
             self._swap_models(pl_module)
 
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit" and self.swapped:  # the module keeps the raw weights, as after other exceptions
+            self._swap_models(pl_module)
+
     on_fit_end = on_train_end  # Lightning calls only this one if a resumed run is already complete
 
     @override

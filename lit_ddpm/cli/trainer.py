@@ -55,8 +55,8 @@ class Trainer(lightning.Trainer):
             target_se: Choose both for a standard error of the total, with the fewest network calls.
         """
         module = self.lightning_module if model is None else model
-        settings = {"num_images": num_images, "num_timesteps": num_timesteps, "target_se": target_se}
-        with module.evaluation.using(**settings, exact=exact or None) if isinstance(module, DDPM) else nullcontext():
+        settings = num_images, num_timesteps, target_se, exact or None
+        with module.evaluation.using(*settings) if isinstance(module, DDPM) else nullcontext():
             return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @override

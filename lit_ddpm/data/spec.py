@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_ddpm.data.pixels import Standardization
@@ -53,6 +54,16 @@ class DataSpec:
             real_valued=values.real_valued,
             standardization=values.standardization,
         )
+
+    def differences(self, other: "DataSpec") -> str:
+        """Returns the values that both state and in which they differ, with both of them; "" if there are none."""
+        pairs = {"image_shape": (self.image_shape, other.image_shape), "levels": (self.levels, other.levels)}
+        found = [f"{name} = {a}, not {b}" for name, (a, b) in pairs.items() if None not in (a, b) and a != b]
+        if self.standardization is not None and other.standardization is not None:
+            mine, others = self.standardization, other.standardization
+            if not (torch.allclose(mine.mean, others.mean) and torch.allclose(mine.std, others.std)):
+                found.append(f"standard deviation {mine.std.tolist()}, not {others.std.tolist()}")
+        return "; ".join(found)
 
     def decoder(self) -> Decoder:
         """Returns the decoder of the data: that of their pixel levels, 256 if they state none, or of real values."""

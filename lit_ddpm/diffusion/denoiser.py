@@ -73,13 +73,13 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         check_one_of("Denoiser", get_args(Variance), variance=variance)
+        NetworkSpec.of(network)  # refuses an unknown time
         if parametrization.needs_signal and schedule.alpha_bar(schedule.num_steps) == 0:
             raise InputError(
                 f"{type(parametrization).__name__} cannot be used with {schedule!r}, whose SNR(T) is zero: "
                 "x_T contains no signal to estimate x_0 from; use VParametrization or X0Parametrization."
             )
         self.network = network
-        self.network_spec = NetworkSpec.of(network)
         self.schedule = schedule
         self.parametrization = parametrization
         self.variance: Variance = variance
@@ -93,6 +93,15 @@ class Denoiser(nn.Module):
         """The arguments of the constructor, for another denoiser of the same network."""
         names = ("network", "schedule", "parametrization", "variance", "clip", "x0_mse")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def network_spec(self) -> NetworkSpec:
+        """What the network takes."""
+        return NetworkSpec.of(self.network)
+
+    def set_clip(self, clip: bool) -> None:
+        """Sets whether the estimate of x_0 is clipped."""
+        self.clip = clip
 
     def set_x0_mse(self, x0_mse: Tensor) -> None:
         """Sets the x0-MSE that an analytic variance uses, ``[T]`` for t = 1..T.

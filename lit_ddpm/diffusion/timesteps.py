@@ -210,4 +210,5 @@ class AdaptiveTimesteps(TimestepSampler):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._mean_square = state_dict["mean_square"].clone()
+        if len(state_dict["mean_square"]) == self.num_blocks:  # not of a sampler with other blocks
+            self._mean_square = state_dict["mean_square"].clone()

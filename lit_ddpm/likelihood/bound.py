@@ -89,7 +89,7 @@ class Bound:
         """Returns the bound of the images of both.
 
         Raises:
-            ValueError: If they differ in their dimensions, network calls, schedule, decoder, conditions or columns.
+            ValueError: If they differ in their dimensions, network calls, schedule, unit, conditions or columns.
         """
         if not isinstance(other, Bound):
             return NotImplemented
@@ -112,11 +112,19 @@ class Bound:
         """Returns the bound with further values of each image, ``[N]`` in nats.
 
         ``baseline`` is the code length of the images under another model.
+
+        Raises:
+            ValueError: If there is not one value for each image, or a name is that of a term.
         """
+        for name, values in columns.items():
+            if name in (*ROWS, "total") or values.shape != self.index.shape:
+                raise InputError(f"the column {name} must be {list(self.index.shape)} and not named like a term.")
         return replace(self, columns=self.columns | {name: x.cpu().double() for name, x in columns.items()})
 
     def with_likelihood(self, exact: Likelihood, coarse: Likelihood | None = None) -> "Bound":
         """Returns the bound next to the exact likelihood of the images, and to one of fewer steps of the solver."""
+        if exact.total.shape != self.prior.shape:
+            raise InputError(f"the likelihood is of {len(exact.total)} images, and the bound of {len(self.prior)}.")
         error = torch.full_like(self.prior, torch.nan) if coarse is None else exact.total - coarse.total
         terms = exact.flow, exact.dequantization, exact.reconstruction, exact.total
         return self.with_columns(**dict(zip(LIKELIHOOD, (*terms, self.total - exact.total, error), strict=True)))

@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lit_ddpm._internal.checks import InputError
 from lit_ddpm._internal.files import number_of, write_json
 from lit_ddpm._internal.tables import text_table
 
@@ -66,6 +67,9 @@ class Report:
           term with the posterior's variance. Their mean, the trapezoidal rule, is the estimate.
         """
         count, scale = len(bound.index), bound.scale
+        if repeated := count - len(torch.unique(bound.index)):
+            needed = "pass the index of each image in its dataset to variational_bound."
+            raise InputError(f"{repeated} images have the index of another one, and so its noise: {needed}")
 
         def entry(values: Tensor, se_noise: float = 0.0) -> Entry:
             se_images = float(values.std()) / math.sqrt(count) * scale if count > 1 else math.nan
@@ -140,6 +144,8 @@ class Report:
     def load(cls, path: Path) -> "Report":
         """Reads a file of `save`."""
         content = json.loads(path.read_text())
+        if unknown := content.keys() - {each.name for each in fields(cls)}:
+            raise InputError(f"{path} is a report of another version of lit_ddpm: it has {', '.join(sorted(unknown))}.")
         content["terms"] = {name: _entry(entry) for name, entry in content["terms"].items()}
         content["baseline"] = _entry(content["baseline"]) if content["baseline"] is not None else None
         content["profile"] = [number_of(value) for value in content["profile"]]

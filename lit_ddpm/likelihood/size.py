@@ -41,7 +41,11 @@ def smallest_test(pilot: Bound, target_se: float, num_available: int) -> Size:
     Raises:
         ValueError: If all images and timesteps are not enough.
     """
+    if not target_se > 0:
+        raise InputError(f"target_se = {target_se} must be positive.")
     report = pilot.report()
+    if report.num_images < 2 or num_available < 1:
+        raise InputError(f"a pilot of {report.num_images} and {num_available} available images: 2 and 1 are needed.")
     noise = report.num_images * report.terms["diffusion"].se_noise ** 2
     images = max(report.num_images * report.terms["total"].se_images ** 2 - noise, 0.0)
     terms = report.num_calls - 1

@@ -28,18 +28,27 @@ def module_state(module: "DDPM") -> dict[str, Any]:
     """Returns the state of a module's parts as plain data, for `STATE_KEY` of a checkpoint."""
     return {
         "data": module.data.state(),
-        "timesteps": module.timesteps.state_dict(),
+        "timesteps": {type(module.timesteps).__name__: module.timesteps.state_dict()},
         "evaluation": module.evaluation.state_dict(),
         "denoiser": module.denoiser.state(),
         "unsaved_arguments": list(module.unsaved_arguments),
     }
 
 
-def restore_state(module: "DDPM", state: dict[str, Any]) -> None:
-    """Restores what `module_state` returned."""
-    module.observe(DataSpec.from_state(state["data"]))
-    if state["timesteps"]:
-        module.timesteps.load_state_dict(state["timesteps"])
+def restore_state(module: "DDPM", state: dict[str, Any], attached: DataSpec | None) -> None:
+    """Restores what `module_state` returned; the data are those `attached` by a data module, if there is one.
+
+    Raises:
+        ValueError: If the checkpoint was written by an earlier version.
+    """
+    if "data" not in state:
+        raise InputError("the checkpoint is of an earlier version of lit_ddpm, which this one does not load.")
+    saved = DataSpec.from_state(state["data"])
+    if attached is not None and (different := attached.differences(saved)):
+        rank_zero_warn(f"The data differ from those of the checkpoint in {different}: the data module's are used.")
+    module.observe(saved if attached is None else attached.completed(saved))
+    if timesteps := state["timesteps"].get(type(module.timesteps).__name__):
+        module.timesteps.load_state_dict(timesteps)
     module.evaluation.load_state_dict(state["evaluation"], module.denoiser.schedule.num_steps)
     module.denoiser.load_state(state["denoiser"])
     module.lose_arguments(state["unsaved_arguments"])

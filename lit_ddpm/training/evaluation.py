@@ -75,15 +75,23 @@ class Evaluation:
             raise InputError("target_se chooses num_images and num_timesteps: set it alone.")
 
     @contextmanager
-    def using(self, **settings: Any) -> Iterator[None]:
-        """Replaces the settings of a test that are not None within a block."""
-        before = dict(vars(self))
-        vars(self).update({name: value for name, value in settings.items() if value is not None})
+    def using(
+        self,
+        num_images: int | None = None,
+        num_timesteps: int | None = None,
+        target_se: float | None = None,
+        exact: bool | None = None,
+    ) -> Iterator[None]:
+        """Replaces settings of a test within a block; a target replaces the numbers, and they replace a target."""
+        before = self.num_images, self.num_timesteps, self.target_se, self.exact
+        if target_se is not None or num_images is not None or num_timesteps is not None:
+            self.num_images, self.num_timesteps, self.target_se = num_images, num_timesteps, target_se
+        self.exact = self.exact if exact is None else exact
         try:
             self._check_test()
             yield
         finally:
-            vars(self).update({name: before[name] for name in settings})
+            self.num_images, self.num_timesteps, self.target_se, self.exact = before
 
     def copy(self) -> "Evaluation":
         """Returns an evaluation with these settings and second moments, for another pass at the same time."""

@@ -19,6 +19,7 @@ class LogBound(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_setup(trainer, cast("DDPM", pl_module))
         denoiser = cast("DDPM", pl_module).denoiser
         if denoiser.x0_mse is None:  # an analytic variance is that of the posterior until a validation measures it
             denoiser.set_x0_mse(torch.zeros(denoiser.schedule.num_steps))
@@ -49,6 +50,7 @@ class LogBound(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         module = cast("DDPM", pl_module)
+        _check_setup(trainer, module)
         module.evaluation.begin(trainer, module, split)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> Report:
@@ -59,6 +61,13 @@ class LogBound(Callback):
             values["step"] = max(module.trained_steps - 1, 0)  # Lightning's name of the x-axis, which counts from 0
         module.log_dict(values)
         return report
+
+
+def _check_setup(trainer: Trainer, module: "DDPM") -> None:
+    """Raises a RuntimeError if a module has not observed the data module of a Trainer."""
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is not None and module.data.name != type(datamodule).__name__:
+        raise RuntimeError("the data are not known: setup of a DDPM must call super().setup(stage).")
 
 
 def _measure_variance(module: "DDPM") -> None:

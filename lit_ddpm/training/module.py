@@ -83,6 +83,10 @@ class DDPM(Slots):
             self.evaluation.reset()
 
     @override
+    def teardown(self, stage: str) -> None:
+        self.held_out = None  # `sample` does not depend on the last command
+
+    @override
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # set by ModelParallelStrategy
             shard(self.denoiser.network, self.device_mesh["data_parallel"])
@@ -177,6 +181,7 @@ class DDPM(Slots):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (state := checkpoint.get(STATE_KEY)) is not None:
-            restore_state(self, state)
+            datamodule = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+            restore_state(self, state, None if datamodule is None else DataSpec.of(datamodule))
         self._averaged = "current_model_state" in checkpoint  # Lightning's WeightAveraging puts the raw weights there
         self.trained_steps = checkpoint.get("global_step", 0)

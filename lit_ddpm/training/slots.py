@@ -1,12 +1,13 @@
 """The slots of a diffusion model, and drawing from it."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lit_ddpm._internal.checks import InputError
+from lit_ddpm._internal.checks import InputError, check_type
 from lit_ddpm.data.protocols import HasHeldOut
 from lit_ddpm.data.spec import DataSpec
 from lit_ddpm.diffusion.condition import Condition
@@ -42,24 +43,30 @@ class Slots(PlainHyperparameters):
         condition: Condition | None = None,
         variance: Variance = "posterior",
         clip: bool | None = None,
-        guidance: Guidance | None = None,
-        evaluation: Evaluation | None = None,
+        guidance: Guidance = Guidance(),
+        evaluation: Evaluation = Evaluation(),
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.objective = objective or PredictionMSE()
-        self.timesteps = timesteps or UniformTimesteps()
-        self.sampler = sampler or AncestralSampler()
+        self.objective = PredictionMSE() if objective is None else objective
+        self.timesteps = UniformTimesteps() if timesteps is None else timesteps
+        self.sampler = AncestralSampler() if sampler is None else sampler
+        check_type(self, Objective, objective=self.objective)
+        check_type(self, TimestepSampler, timesteps=self.timesteps)
+        check_type(self, Sampler, sampler=self.sampler)
+        check_type(self, Guidance, guidance=guidance)
+        check_type(self, Evaluation, evaluation=evaluation)
         self.condition = condition
-        self.guidance = guidance or Guidance()
-        self.evaluation = evaluation or Evaluation()
+        self.guidance = guidance
+        self.evaluation = replace(evaluation)  # with the state of this module alone
         self.data = DataSpec()  # it states nothing until the module has seen data
         self.held_out: HeldOut | None = None  # the images whose conditions generated images get
         self._decoder, self._clip = decoder, clip
         self._make_optimizer = OptimizerFactory(optimizer, lr_scheduler)
         network = UNet() if network is None else network  # an empty container of modules is false
+        check_type(self, nn.Module, network=network)
         parts = network, schedule or LinearSchedule(), parametrization or EpsParametrization()
         self.denoiser = Denoiser(*parts, variance, self._clips)
         check_training(self.denoiser, self.objective, self.timesteps)
@@ -71,11 +78,10 @@ class Slots(PlainHyperparameters):
     def observe(self, data: DataSpec) -> None:
         """Adopts the data: decoder and clipping that the constructor did not get are functions of them."""
         self.data = data.completed(self.data)
-        if self._clips != self.denoiser.clip:
-            self.denoiser = Denoiser(**(self.denoiser.settings | {"clip": self._clips}))
+        self.denoiser.set_clip(self._clips)
 
     def condition_on(self, data: HasHeldOut, split: Literal["val", "test"]) -> None:
-        """Draws under the conditions of a held-out split from now on, see `sample_cond`."""
+        """Draws under the conditions of a held-out split until the end of the command, see `sample_cond`."""
         self.held_out = HeldOut(self, data, split)
 
     @property

@@ -337,3 +337,20 @@ def test_the_bounds_of_raw_and_averaged_weights():
         assert found["val/bpd"] == pytest.approx(logged[key], abs=1e-5)
     assert logged["val/bpd"] != logged["val/bpd_raw"]
     assert "val/bpd_raw" not in fit(EMA(0.9)).callback_metrics
+
+
+def test_an_exception_in_a_validation_leaves_the_raw_weights():
+    """The module says which weights it holds, also to another Trainer."""
+
+    class Fail(lightning.Callback):
+        def on_validation_batch_end(self, *args, **kwargs):
+            raise RuntimeError("mine")
+
+    module, ema = tiny_module(), EMA(0.9)
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer(callbacks=[Fail(), ema], max_epochs=1).fit(module, digits())
+    raw = [parameter.detach().clone() for parameter in module.parameters()]
+    assert not ema.swapped
+    trainer(limit_test_batches=1).test(module, digits(), verbose=False)
+    assert not module.averaged
+    assert all(torch.equal(a, b) for a, b in zip(raw, module.parameters(), strict=True))

@@ -178,3 +178,26 @@ def test_the_histogram_is_that_of_each_pixel():
     x_0 = torch.tensor([[[[0, 2]]]]) - 1.0
     # Three counts plus one for each of three levels: (3 + 1) / 6 and (2 + 1) / 6.
     assert float(histogram_nats(histogram, x_0)) == pytest.approx(-math.log(4 / 6) - math.log(3 / 6))
+
+
+def test_images_of_one_index_are_refused():
+    """They have one noise, so that the errors of a report would be wrong."""
+    first, second = bounds(batches=((0, 5), (4, 8)))
+    with pytest.raises(ValueError, match="1 images have the index of another one, and so its noise: pass the index"):
+        (first + second).report()
+
+
+def test_columns_have_a_value_for_each_image():
+    (bound,) = bounds(batches=((0, 5),))
+    for name, values in (("baseline", torch.ones(4)), ("index", torch.ones(5)), ("total", torch.ones(5))):
+        with pytest.raises(ValueError, match=rf"the column {name} must be \[5\] and not named like a term"):
+            bound.with_columns(**{name: values})
+
+
+def test_a_report_of_another_version_is_one_sentence(tmp_path):
+    (bound,) = bounds(batches=((0, 5),))
+    bound.report().save(tmp_path / "bound.json")
+    content = json.loads((tmp_path / "bound.json").read_text())
+    (tmp_path / "bound.json").write_text(json.dumps(content | {"given": []}))
+    with pytest.raises(ValueError, match="a report of another version of lit_ddpm: it has given"):
+        Report.load(tmp_path / "bound.json")

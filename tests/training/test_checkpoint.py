@@ -1,10 +1,30 @@
 import lightning
 import pytest
 import torch
-from helpers import FewDigits, TinyNetwork, compile_without_code, digits, same_weights, tiny_module, trainer
+from helpers import (
+    FewDigits,
+    LabelledNetwork,
+    TinyNetwork,
+    compile_without_code,
+    digits,
+    same_weights,
+    tiny_module,
+    trainer,
+)
 from torch import nn
 
-from lit_ddpm import DDPM, X0MSE, DiscretizedGaussian, KLWeighting, LogSNRSchedule, UNet, VParametrization
+from lit_ddpm import (
+    DDPM,
+    X0MSE,
+    AdaptiveTimesteps,
+    DiscretizedGaussian,
+    Guidance,
+    ImportanceTimesteps,
+    KLWeighting,
+    LogSNRSchedule,
+    UNet,
+    VParametrization,
+)
 from lit_ddpm.callbacks import EMA, ChannelsLast, Compile, Performance
 
 
@@ -117,3 +137,45 @@ def test_compiled_and_plain_modules_share_checkpoints(tmp_path, monkeypatch):
     for name in ("plain", "fast"):
         assert bounds[name, True] == pytest.approx(bounds[name, False], abs=1e-5)
     assert bounds["plain", True] == pytest.approx(bounds["fast", True], abs=1e-3)
+
+
+def test_the_data_of_the_data_module_count_with_a_checkpoint(tmp_path):
+    """A module trained on 256 levels is measured on 17 with their decoder, and a warning names the difference."""
+
+    class Pixels(FewDigits):
+        levels = 256
+
+    run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(tiny_module(), Pixels(batch_size=64))
+    run.save_checkpoint(tmp_path / "pixels.ckpt")
+    module = tiny_module()
+    with pytest.warns(UserWarning, match="differ from those of the checkpoint in levels = 17, not 256"):
+        trainer().test(module, FewDigits(), ckpt_path=tmp_path / "pixels.ckpt", weights_only=True, verbose=False)
+    assert module.decoder.levels == 17
+
+
+def test_a_checkpoint_of_an_earlier_version_is_one_sentence():
+    module = tiny_module()
+    with pytest.raises(ValueError, match="of an earlier version of lit_ddpm, which this one does not load"):
+        module.on_load_checkpoint({"lit_ddpm": {"image_shape": [1, 8, 8], "data_levels": 17}})
+
+
+def test_the_state_of_another_timestep_sampler_is_not_loaded(tmp_path):
+    run = trainer(max_epochs=1, limit_val_batches=0)
+    run.fit(tiny_module(timesteps=ImportanceTimesteps(history=1)), digits())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    network = TinyNetwork(num_steps=20)
+    loaded = DDPM.load_from_checkpoint(tmp_path / "a.ckpt", network=network, timesteps=AdaptiveTimesteps(8))
+    trainer(max_epochs=1, limit_val_batches=0).fit(loaded, digits())
+    other = AdaptiveTimesteps(8)
+    other.load_state_dict(AdaptiveTimesteps(4).state_dict())
+    assert len(other.probabilities()) == 8
+
+
+def test_a_subclass_of_settings_is_passed_again(tmp_path):
+    class Half(Guidance):
+        """Guidance of a class that a checkpoint cannot name."""
+
+    module = tiny_module(network=LabelledNetwork(10), guidance=Half(2.0))
+    assert "guidance" in module.unsaved_arguments
+    assert "guidance" not in tiny_module(guidance=Guidance()).unsaved_arguments

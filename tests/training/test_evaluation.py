@@ -10,7 +10,7 @@ from helpers import FewDigits, LabelledNetwork, fit, read_csv, tiny_module, trai
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lit_ddpm import DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
+from lit_ddpm import DDPM, DiscretizedGaussian, GaussianDecoder, bits_per_dim, variational_bound
 from lit_ddpm._internal.files import read_arrays
 from lit_ddpm.diffusion.objective import kl_forms
 from lit_ddpm.likelihood.report import TERMS, Report
@@ -137,9 +137,9 @@ def test_settings_of_a_test_last_for_a_block():
     with evaluation.using(num_images=3, num_timesteps=None):
         assert (evaluation.num_images, evaluation.num_timesteps) == (3, None)
     assert evaluation.num_images == 7
-    with pytest.raises(ValueError, match="set it alone"), evaluation.using(target_se=0.1):
+    with pytest.raises(ValueError, match="set it alone"), evaluation.using(num_images=3, target_se=0.1):
         pass
-    assert evaluation.target_se is None
+    assert (evaluation.num_images, evaluation.target_se) == (7, None)
 
 
 def test_a_dataset_without_a_length_is_measured_too():
@@ -217,3 +217,21 @@ def test_results_are_logged_at_the_last_step_of_training(max_epochs, step):
         fit(module=module, max_epochs=max_epochs, limit_val_batches=0)  # four steps, counted from 0
     trainer(logger=CSVLogger(".", name="", version="")).test(module, FewDigits(), verbose=False)
     assert [int(row["step"]) for row in read_csv("metrics.csv")] == [step]
+
+
+def test_a_subclass_whose_setup_does_not_call_its_base_is_refused():
+    class Mine(DDPM):
+        def setup(self, stage):
+            pass
+
+    for start in (trainer().fit, trainer().test):
+        with pytest.raises(RuntimeError, match=r"setup of a DDPM must call super\(\).setup\(stage\)"):
+            start(tiny_module(Mine), datamodule=FewDigits())
+
+
+def test_a_target_replaces_the_numbers_of_the_constructor():
+    evaluation = Evaluation(num_images=7, num_timesteps=5, exact=True)
+    with evaluation.using(target_se=0.1):
+        assert (evaluation.num_images, evaluation.num_timesteps, evaluation.target_se) == (None, None, 0.1)
+        assert evaluation.exact
+    assert (evaluation.num_images, evaluation.num_timesteps, evaluation.target_se) == (7, 5, None)

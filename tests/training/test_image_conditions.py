@@ -58,27 +58,36 @@ def test_samples_follow_the_conditions_that_are_given():
     assert errors[0] < errors[1]
     assert torch.equal(module.sample(3, cond=low[2:], first_index=2), samples[2:])
     torch.testing.assert_close(module.sample(5, cond=low[:1]), module.sample(5, cond=low[[0] * 5]))
-    module.held_out = None  # as in a module that is loaded from a checkpoint
     with pytest.raises(ValueError, match=r"cond is missing: a network with cond_channels = 1 draws 5 images under"):
         module.sample(5)
     with pytest.raises(ValueError, match=r"cond is \[4, 1, 4, 4\]: .* conditions \[5, 1, ...\], or \[1, 1, ...\]"):
         module.sample(5, cond=low[:4])
 
 
+class Keep(lightning.Callback):
+    """The held-out images of a command, which the module forgets at its end."""
+
+    def on_fit_end(self, trainer, module):
+        self.held_out = module.held_out
+
+    on_test_end = on_fit_end
+
+
 def test_conditions_are_those_of_the_held_out_split():
-    module = superres()
+    module, keep = superres(), Keep()
     data = FewDigits(eval_batch_size=7, batch_size=256)
-    run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1, callbacks=[keep])
     for start, split in (
         (lambda: run.fit(module, data), "val"),
         (lambda: run.test(module, data, verbose=False), "test"),
     ):
         start()
-        x_0, cond = module.held_out(torch.arange(45, 55))  # of 50: the last five and the first five
+        assert module.held_out is None
+        x_0, cond = keep.held_out(torch.arange(45, 55))  # of 50: the last five and the first five
         rows = torch.tensor([45, 46, 47, 48, 49, 0, 1, 2, 3, 4])
         torch.testing.assert_close(x_0, data.splits()[split].images[rows].float() / 8 - 1)
         torch.testing.assert_close(cond["cond"], LowResolution(2)(x_0))
-        assert module.held_out.name == f"{split} split of FewDigits"
+        assert keep.held_out.name == f"{split} split of FewDigits"
 
 
 def test_held_out_images_without_a_label():
@@ -111,8 +120,10 @@ def test_a_subclass_chooses_conditions_from_those_held_out():
     module.denoiser.network.register_forward_pre_hook(
         lambda net, args, kwargs: seen.append(kwargs["cond"]), with_kwargs=True
     )
-    trainer(callbacks=[SampleGrid(4, num_trajectories=0)], max_epochs=1, limit_train_batches=1).fit(module, digits())
-    expected = module.held_out(torch.arange(4))[1]["cond"] + 0.5
+    keep = Keep()
+    callbacks = [SampleGrid(4, num_trajectories=0), keep]
+    trainer(callbacks=callbacks, max_epochs=1, limit_train_batches=1).fit(module, digits())
+    expected = keep.held_out(torch.arange(4))[1]["cond"] + 0.5
     torch.testing.assert_close(seen[-1][:4], expected)
 
 

@@ -8,7 +8,6 @@ import torch
 from helpers import (
     FewDigits,
     TinyNetwork,
-    compile_without_code,
     image_folder,
     run_files,
     small_sample_metrics,
@@ -68,8 +67,8 @@ SLOTS = {
 
 @pytest.fixture(autouse=True)
 def no_machine_code(monkeypatch):
-    """`Compile` compiles without generating code."""
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    """`Compile` does nothing, since compilation takes half a minute; `test_checkpoint.py` compiles."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
 
 
 def make(kind):
@@ -215,3 +214,30 @@ def test_one_trainer_for_two_modules():
     assert len(kinds) == len(set(kinds))
     reused.test(second, FewDigits(), verbose=False)
     assert second.evaluation.last_report.num_images == 50
+
+
+def test_one_evaluation_for_two_modules():
+    """Each module has the settings, and second moments of its own."""
+    shared = Evaluation(4)
+    first, second = small_module(evaluation=shared), tiny_module(evaluation=shared)
+    for each in (first, second):
+        trainer(max_epochs=1, limit_val_batches=1).fit(each, FewDigits())
+    moments = [each.evaluation.state_dict()["found_moment"] for each in (first, second)]
+    assert [len(moment) for moment in moments] == [11, 19]
+    assert shared.last_report is None
+
+
+def test_references_to_the_denoiser_stay_valid():
+    class Mine(lit_ddpm.Denoiser):
+        pass
+
+    used = small_module()
+    used.denoiser = denoiser = Mine(**used.denoiser.settings)
+    assert denoiser.clip
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    trainer(max_epochs=1, limit_val_batches=1).fit(used, ArrayDataModule(images, batch_size=16))
+    assert used.denoiser is denoiser
+    assert not denoiser.clip
+    denoiser.network = network(1)
+    denoiser.network.num_classes = 3
+    assert denoiser.network_spec.num_classes == 3
