@@ -28,6 +28,12 @@ def public_path(kind: type) -> str | None:
     return None
 
 
+def is_settings(value: Any) -> bool:
+    """Returns whether an object is a group of settings, such as `Guidance`: the command line has its fields alone."""
+    of_package = type(value).__module__.startswith("lit_ddpm.")
+    return of_package and is_dataclass(value) and not isinstance(value, Configurable)
+
+
 def as_config(value: Any) -> Any:
     """Returns `value` as numbers, strings, lists and dicts, with objects in the command line's ``class_path`` form.
 
@@ -42,8 +48,7 @@ def as_config(value: Any) -> Any:
         return {str(key): as_config(item) for key, item in value.items()}
     if isinstance(value, Tensor):
         return value.tolist()
-    of_package = type(value).__module__.startswith("lit_ddpm.")
-    if is_dataclass(value) and of_package and not isinstance(value, Configurable):  # settings, such as `Guidance`
+    if is_settings(value):
         return {each.name: as_config(getattr(value, each.name)) for each in fields(value) if each.init}
     path = public_path(type(value))
     if not isinstance(value, Configurable) or path is None:

@@ -1,6 +1,7 @@
 """The exponential moving average of the weights."""
 
 import warnings
+from copy import copy
 from typing import Any
 
 import torch
@@ -85,8 +86,8 @@ class EMA(WeightAveraging):
         averaged, current, averaged_buffers, buffers = self._tensors
         with torch.no_grad():
             self._average(averaged, current, average.n_averaged)
-            for copy, buffer in zip(averaged_buffers, buffers, strict=True):  # they are not averaged
-                copy.copy_(buffer)
+            for kept, buffer in zip(averaged_buffers, buffers, strict=True):  # they are not averaged
+                kept.copy_(buffer)
             average.n_averaged.add_(1)
         self._latest_update_step = step
 
@@ -106,18 +107,12 @@ class EMA(WeightAveraging):
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.raw_bound and isinstance(pl_module, DDPM):
-            self._raw = pl_module.evaluation.copy()
+            self._raw = copy(pl_module.evaluation)
             self._raw.begin(trainer, pl_module, "val")
 
     @override
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         if self._raw is not None and self.swapped and isinstance(pl_module, DDPM):
             self._swap_models(pl_module)
@@ -144,8 +139,7 @@ class EMA(WeightAveraging):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit" and self.swapped:  # the module keeps the raw weights, as after other exceptions
-            self._swap_models(pl_module)
+        self.on_validation_end(trainer, pl_module)  # the module keeps the raw weights, as after other exceptions
 
     on_fit_end = on_train_end  # Lightning calls only this one if a resumed run is already complete
 

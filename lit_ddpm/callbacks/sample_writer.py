@@ -79,13 +79,7 @@ class SampleWriter(Callback):
 
     @override
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         assert isinstance(pl_module, DDPM)
         values = _file_values(pl_module, outputs.cpu())

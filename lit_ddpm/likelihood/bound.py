@@ -16,7 +16,7 @@ from lit_ddpm.likelihood.report import LIKELIHOOD, TERMS, Report
 
 ROWS = ("index", "prior", "diffusion", "reconstruction")
 SUMS = (
-    *("differences", "squared_differences", "kl_terms", "squared_kl_terms", "reconstruction_by_scale"),
+    *("differences", "squared_differences", "diffusion_by_t", "squared_diffusion_by_t", "reconstruction_by_scale"),
     *("visits", "kl", "squared_error"),
 )
 SHARED = ("dims", "num_calls", "num_steps", "discrete", "conditioned_on")
@@ -42,8 +42,8 @@ class Bound:
     # Sums over the images. The differences are those of the terms of `diffusion` at neighboring timesteps.
     differences: Tensor  # [num_calls // 2], none for two calls
     squared_differences: Tensor  # scalar, summed over the pairs
-    kl_terms: Tensor  # [T - 1], each KL term, t = 2..T; they add up to the sum of `diffusion`
-    squared_kl_terms: Tensor  # [T - 1], the square of each KL term, or its unbiased estimate
+    diffusion_by_t: Tensor  # [T - 1], each KL term, t = 2..T, or its unbiased estimate; they add up to `diffusion`
+    squared_diffusion_by_t: Tensor  # [T - 1], the square of each KL term, or its unbiased estimate
     reconstruction_by_scale: Tensor  # for a decoder of variance beta_1 times each of the `DECODER_SCALES`
 
     # Sums over the network calls at each timestep.
@@ -68,12 +68,12 @@ class Bound:
     @property
     def profile(self) -> Tensor:
         """The mean over the images of each KL term, ``[T - 1]`` for t = 2..T; it sums to the mean of `diffusion`."""
-        return self.kl_terms / len(self.index)
+        return self.diffusion_by_t / len(self.index)
 
     @property
     def second_moment(self) -> Tensor:
         """The mean square of each KL term, ``[T - 1]`` for t = 2..T, for `variational_bound`."""
-        return self.squared_kl_terms / len(self.index)
+        return self.squared_diffusion_by_t / len(self.index)
 
     @property
     def num_steps(self) -> int:
@@ -122,10 +122,10 @@ class Bound:
         return replace(self, columns=self.columns | {name: x.cpu().double() for name, x in columns.items()})
 
     def with_likelihood(self, exact: Likelihood, coarse: Likelihood | None = None) -> "Bound":
-        """Returns the bound next to the exact likelihood of the images, and to one of fewer steps of the solver."""
+        """Returns the bound with the exact likelihood of the images, and what one of fewer steps of the solver adds."""
         if exact.total.shape != self.prior.shape:
             raise InputError(f"the likelihood is of {len(exact.total)} images, and the bound of {len(self.prior)}.")
-        error = torch.full_like(self.prior, torch.nan) if coarse is None else exact.total - coarse.total
+        error = torch.full_like(self.prior, torch.nan) if coarse is None else coarse.total - exact.total
         terms = exact.flow, exact.dequantization, exact.reconstruction, exact.total
         return self.with_columns(**dict(zip(LIKELIHOOD, (*terms, self.total - exact.total, error), strict=True)))
 

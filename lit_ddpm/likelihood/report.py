@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TERMS = ("prior", "diffusion", "reconstruction", "total")
 
 LIKELIHOOD = ("flow", "dequantization", "flow_reconstruction", "likelihood", "gap", "solver_error")
-"""The columns of an exact likelihood: its terms, their total, the bound minus it, and what half the steps change."""
+"""The columns of an exact likelihood: its terms, their total, the bound minus it, and what half the steps add."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Report:
         rows = _lines([_row(label, entries[name]) for name, label in names.items()])
         rows.insert(3, "-" * len(rows[0]))
         if not math.isnan(error := entries["solver_error"].value):
-            rows[-1] += f"   with half the steps of the solver {-error:+.4f}"
+            rows[-1] += f"   with half the steps of the solver {error:+.4f}"
         return ["", *rows, ""]
 
 

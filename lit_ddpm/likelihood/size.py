@@ -53,23 +53,24 @@ def smallest_test(pilot: Bound, target_se: float, num_available: int) -> Size:
 
 
 def smallest_size(
-    images: float, noise: float, num_pilot_images: int, target_se: float, num_available: int, num_steps: int
+    var_images: float, var_noise: float, num_pilot_images: int, target_se: float, num_available: int, num_steps: int
 ) -> Size:
     """Returns the size of `smallest_test` for the variances that a pilot of `num_pilot_images` found.
 
-    The variance of the mean over n images with K network calls each is ``(images + noise / (K - 1)) / n``, and the cost
-    n K. The variances of the pilot are increased to their upper limits at `CONFIDENCE`.
+    `var_images` is the variance of the bound over the images, and `var_noise` that of one of the K - 1 random KL terms
+    of an image. The mean over n images has the variance ``(var_images + var_noise / (K - 1)) / n`` and the cost n K.
+    The variances of the pilot are increased to their upper limits at `CONFIDENCE`.
     """
     degrees = num_pilot_images - 1
     allowed = target_se**2 * float(stats.chi2.ppf(1 - CONFIDENCE, degrees)) / degrees
 
     def images_for(calls: int) -> int:
-        return math.ceil((images + noise / (calls - 1)) / allowed)
+        return math.ceil((var_images + var_noise / (calls - 1)) / allowed)
 
     numbers = range(min(LEAST_CALLS, num_steps), num_steps + 1)
     feasible = [calls for calls in numbers if images_for(calls) <= num_available]
     if not feasible:
-        least = math.sqrt((images + noise / (num_steps - 1)) / num_available)
+        least = math.sqrt((var_images + var_noise / (num_steps - 1)) / num_available)
         raise InputError(
             f"target_se = {target_se:g} is unattainable: all {num_available:,} images of the test split and all "
             f"{num_steps:,} timesteps give about {least:.2g}."

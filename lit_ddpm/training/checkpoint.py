@@ -51,7 +51,7 @@ def restore_state(module: "DDPM", state: dict[str, Any], attached: DataSpec | No
         module.timesteps.load_state_dict(timesteps)
     module.evaluation.load_state_dict(state["evaluation"], module.denoiser.schedule.num_steps)
     module.denoiser.load_state(state["denoiser"])
-    module.lose_arguments(state["unsaved_arguments"])
+    module.record_missing_arguments(state["unsaved_arguments"])
 
 
 def check_weights_are_finite(module: LightningModule) -> None:
@@ -135,22 +135,17 @@ def usable_checkpoint(path: Path) -> Path:
         ValueError: If there is no such file, or it is damaged and its folder has no other.
     """
     try:
-        check_checkpoint(path)
+        load_checkpoint(path)
     except InputError as error:
         steps = {}
         for other in path.parent.glob("*.ckpt") if path.is_file() else ():
             with suppress(InputError):
-                steps[other] = check_checkpoint(other)
+                steps[other] = int(load_checkpoint(other).get("global_step", 0))
         if not steps:
             raise
         path = max(steps, key=lambda other: steps[other])
         rank_zero_warn(f"{str(error).removesuffix('.')}: resuming from {path} of step {steps[path]} instead.")
     return path
-
-
-def check_checkpoint(path: Path) -> int:
-    """Returns the step of a Lightning checkpoint; a ValueError if it cannot be loaded, see `load_checkpoint`."""
-    return int(load_checkpoint(path).get("global_step", 0))
 
 
 def load_checkpoint(path: Path, setting: str = "ckpt_path") -> dict[str, Any]:

@@ -87,13 +87,15 @@ def reshard(network: nn.Module) -> None:
 
 @contextmanager
 def full_weights(trainer: Trainer, network: nn.Module) -> Iterator[None]:
-    """Gives every rank the full weights of a network within a block; in evaluation it has them, see below."""
-    if trainer.validating or trainer.testing or trainer.sanity_checking:
+    """Gives every rank the full weights of a network within a block; outside of training it has them."""
+    if not trainer.training:
         yield
         return
     gather_full_weights(network)
-    yield
-    reshard(network)
+    try:
+        yield
+    finally:
+        reshard(network)
 
 
 class GatherFullWeights(Callback):

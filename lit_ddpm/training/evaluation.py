@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,10 +41,10 @@ class Evaluation:
     Args:
         num_val_timesteps: Network calls for each image in validation; all T if None.
         num_images: The number of random images of the test split that a test measures; all if None.
-        num_timesteps: Network calls for each image in a test; all T if None, the exact bound.
+        num_timesteps: Network calls for each image in a test; all T if None, without an error over timesteps.
         target_se: The standard error of the total in a test, in the unit of the report; chooses `num_images` and
             `num_timesteps` with the fewest network calls.
-        exact: Measure the exact likelihood in a test, too.
+        exact: Also measure the exact likelihood in a test, see `exact_likelihood`; independent of `num_timesteps`.
 
     Raises:
         ValueError: If a setting is out of range; in `begin`, if a test of the split is not possible with them.
@@ -92,10 +91,6 @@ class Evaluation:
             yield
         finally:
             self.num_images, self.num_timesteps, self.target_se, self.exact = before
-
-    def copy(self) -> "Evaluation":
-        """Returns an evaluation with these settings and second moments, for another pass at the same time."""
-        return copy(self)
 
     def reset(self) -> None:
         """Discards the second moments of earlier fits."""

@@ -3,13 +3,14 @@
 import functools
 import inspect
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 from jsonargparse import ArgumentParser
 from lightning import LightningModule
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
-from lit_ddpm._internal.config import as_config
+from lit_ddpm._internal.config import as_config, is_settings
 from lit_ddpm.training.checkpoint import check_weights_fit, matching_weights
 
 
@@ -27,9 +28,16 @@ class PlainHyperparameters(LightningModule):
     lost_arguments: tuple[str, ...] = ()
     """Those of the checkpoint that were not given when it was loaded."""
 
-    def lose_arguments(self, unsaved: Iterable[str]) -> None:
+    def record_missing_arguments(self, unsaved: Iterable[str]) -> None:
         """Records which of the arguments that a checkpoint was written without were not given again."""
         self.lost_arguments = tuple(name for name in unsaved if name not in self.unsaved_arguments)
+
+    @_restricted_classmethod  # Lightning's, which refuses a call of an instance
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
+        """Loads a module, as Lightning does; `kwargs` replace arguments of the constructor."""
+        # jsonargparse builds the module, and takes settings such as `Guidance` as dictionaries.
+        settings = {name: as_config(value) for name, value in kwargs.items() if is_settings(value)}
+        return super().load_from_checkpoint(*args, **kwargs | settings)
 
     def _set_hparams(self, hp: Any) -> None:  # Lightning 2.6 passes the collected arguments to this method
         if isinstance(hp, MutableMapping) and "_instantiator" not in hp:  # LightningCLI collects plain data itself

@@ -55,7 +55,7 @@ class DDPM(Slots):
         lr_scheduler: Builds a learning-rate scheduler, which is stepped after every optimizer step, such as `OneCycle`.
     """
 
-    _averaged = False  # the weights after a fit or from a checkpoint
+    _averaged = False  # whether the weights after a fit, or from a checkpoint, are the average
 
     trained_steps = 0
     """The optimizer steps of the weights after a fit or from a checkpoint."""
@@ -64,7 +64,7 @@ class DDPM(Slots):
     """Both forms of the KL of the last training batch."""
 
     last_losses = torch.empty(0), torch.empty(0)
-    """Its timesteps, and the loss of each image."""
+    """t of the last training batch, ``[B]`` on the CPU, and the loss of each image, ``[B]``; empty before the first."""
 
     # --- setup
 

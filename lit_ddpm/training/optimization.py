@@ -63,7 +63,7 @@ class SkipNonFinite(Callback):
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0  # in this fit
         self._gradient_norm: Tensor | None = None  # between a backward pass and its step
-        self._largest_norm = math.inf  # that it may be, as a number
+        self._largest_norm = math.inf  # an upper limit of it, known without waiting for a GPU
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

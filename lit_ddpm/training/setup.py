@@ -1,4 +1,4 @@
-"""Checks before training: whether model and data fit."""
+"""What a `DDPM` adds to a Trainer, and the check before training: whether model and data fit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

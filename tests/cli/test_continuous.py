@@ -73,7 +73,7 @@ def test_an_exact_likelihood_of_single_timesteps_is_refused(run, monkeypatch, tm
 
 
 def test_a_continuous_fit_resumes_with_its_losses(continuous):
-    state = torch.load(continuous, weights_only=True)["lit_ddpm"]["timesteps"]["mean_square"]
+    state = torch.load(continuous, weights_only=True)["lit_ddpm"]["timesteps"]["AdaptiveTimesteps"]["mean_square"]
     model = DDPM.load_from_checkpoint(continuous, weights_only=True)
     assert torch.equal(model.timesteps.state_dict()["mean_square"], state)
     assert bool((state > 0).all())

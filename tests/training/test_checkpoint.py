@@ -18,6 +18,7 @@ from lit_ddpm import (
     X0MSE,
     AdaptiveTimesteps,
     DiscretizedGaussian,
+    Evaluation,
     Guidance,
     ImportanceTimesteps,
     KLWeighting,
@@ -66,6 +67,17 @@ def test_a_foreign_network_is_passed_when_loading():
     loaded = DDPM.load_from_checkpoint(path, weights_only=True, network=TinyNetwork(num_steps=20))
     assert same_weights(loaded, module)
     assert loaded.denoiser.schedule.num_steps == 20
+
+
+def test_settings_are_given_as_objects_when_loading():
+    path = saved(Mine(evaluation=Evaluation(num_val_timesteps=4), schedule=LogSNRSchedule(num_steps=20)))
+    assert Mine.load_from_checkpoint(path).evaluation.num_val_timesteps == 4
+    loaded = Mine.load_from_checkpoint(path, evaluation=Evaluation(target_se=0.5))
+    assert (loaded.evaluation.num_val_timesteps, loaded.evaluation.target_se) == (32, 0.5)
+    with pytest.raises(ValueError, match=r"scale = 2\.0 of Guidance needs a class-conditional network"):
+        Mine.load_from_checkpoint(path, guidance=Guidance(scale=2.0))
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        loaded.load_from_checkpoint(path)  # it would leave the module as it is
 
 
 def test_a_loaded_module_knows_image_shape_and_levels():
