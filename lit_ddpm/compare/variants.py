@@ -4,7 +4,7 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,12 @@ class Variant:
     name: str  # of the objective or its class, of the overlay's file or of the run of a trained model
     config: dict[str, Any]  # complete, for ``fit``
     checkpoint: Path | None = None  # of a trained model, which is only measured
+    built: DDPMCLI | None = field(default=None, repr=False, compare=False)  # the objects of the configuration, if known
 
     @cached_property
     def _cli(self) -> DDPMCLI:
-        """The objects of the configuration."""
+        if self.built is not None:
+            return self.built
         with temporary_config(self.config) as file:
             return DDPMCLI.without_command([f"--config={file}"])
 
@@ -170,4 +172,4 @@ def _variant(name: str, args: list[str], checkpoint: Path | None = None) -> Vari
     cli = DDPMCLI.without_command(args)
     if not isinstance(cli.model, DDPM):
         raise InputError(f"model = {type(cli.model).__name__} must be a DDPM to be compared.")
-    return Variant(name, yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), checkpoint)
+    return Variant(name, yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)), checkpoint, cli)
