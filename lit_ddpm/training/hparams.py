@@ -33,7 +33,7 @@ class PlainHyperparameters(LightningModule):
         self.lost_arguments = tuple(name for name in unsaved if name not in self.unsaved_arguments)
 
     @_restricted_classmethod  # Lightning's, which refuses a call of an instance
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: N805  # a class method, by the decorator
         """Loads a module, as Lightning does; `kwargs` replace arguments of the constructor."""
         # jsonargparse builds the module, and takes settings such as `Guidance` as dictionaries.
         settings = {name: as_config(value) for name, value in kwargs.items() if is_settings(value)}

@@ -47,8 +47,8 @@ def test_flags_change_the_sampler_of_a_checkpoint(flags, num_calls, checkpoint, 
 
 def test_flags_change_the_schedule_of_a_checkpoint(checkpoint):
     main(["test", "--ckpt_path", checkpoint, "--model.schedule.num_steps=20", *QUIET])
-    (ledger,) = Path("runs").rglob("bound.json")
-    assert Report.load(ledger).num_calls == 20
+    (report,) = Path("runs").rglob("bound.json")
+    assert Report.load(report).num_calls == 20
 
 
 def test_guidance_of_a_checkpoint(tmp_path, monkeypatch, batches):
