@@ -230,7 +230,7 @@ class Evaluation:
         self._measure_waiting()
         bounds = [bound for bound in gather_results(trainer, lambda: self._bound) if bound is not None]
         if not bounds:
-            raise InputError(f"the {self._split} split has no images, so there is no bound.")
+            raise InputError(f"the {self._split} split has no images.")
         self.last_bound = bound = sum(bounds[1:], bounds[0])
         self.last_report = bound.report(None if self._chosen is None else self._num_available)
         self._split = None
